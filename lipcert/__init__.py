@@ -1,0 +1,53 @@
+"""lipcert: networks whose robustness is proven, and the study that measures them.
+
+    import lipcert
+
+    config = lipcert.TrainConfig(dataset="digits", depth=6, width=32, epochs=40)
+    record = lipcert.fit(config)                          # trains, certifies, writes a run record; returns its path
+
+    model = lipcert.load("digits-liresnet-L6W32")         # a shipped net with its proven constants
+    certificates = lipcert.certify(model, images_BCHW)    # prediction and proven radius per image
+    lipcert.vra(certificates, labels_B, "36/255")         # share of images both correct and certified
+
+A certificate at radius r says: no perturbation of l2 norm at most r changes the prediction. It rests on upper bounds
+of every layer's norm that are proven, rounding included (`lipcert.norm_bound`), never on the power method
+(`lipcert.norm_estimate`), which approaches the norm from below and is used for training only.
+
+Importing lipcert does not import torch; the names below are loaded when first used.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "ModelConfig": "config",
+    "TrainConfig": "config",
+    "load_config": "config",
+    "config_from": "config",
+    "Radius": "radius",
+    "build_model": "models",
+    "load": "models",
+    "norm_estimate": "power",
+    "norm_bound": "bounds",
+    "emma_loss": "losses",
+    "gloro_loss": "losses",
+    "certify": "certify",
+    "vra": "certify",
+    "fit": "train",
+    "load_dataset": "data",
+    "load_records": "records",
+    "read_record": "records",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'lipcert' has no attribute {name!r}; known: {', '.join(sorted(_PUBLIC))}")
+    return getattr(import_module(f"lipcert.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,119 @@
+"""`lipcert train | certify | runs | params`: thin, over the same functions that the notebooks call."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from lipcert import __version__
+
+_EXIT_STOPPED = 130  # as a shell reports a program ended by Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; errors a user can mend go to standard error in full sentences, without a traceback."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        return _EXIT_STOPPED
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        if options.traceback:
+            raise
+        print(f"lipcert: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lipcert", description="Train, certify and record networks with proven robustness.")
+    parser.add_argument("--version", action="version", version=f"lipcert {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(title="commands", required=True)
+
+    train = commands.add_parser("train", help="train and certify from a file of parameters; writes to results/local")
+    train.add_argument("file", metavar="FILE", help="YAML of parameters; `lipcert params` lists them")
+    train.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="parameters that replace those of the file")
+    train.add_argument("--resume", action="store_true", help="continue an unfinished run of the same parameters")
+    train.add_argument("--fresh", action="store_true", help="discard the checkpoint of an unfinished run")
+    train.add_argument("--download", action="store_true", help="let torchvision download a missing data set")
+    train.add_argument("--quiet", action="store_true", help="no progress bar")
+    train.set_defaults(run=_train)
+
+    certify = commands.add_parser("certify", help="certify images with a stored network")
+    certify.add_argument("model", metavar="MODEL", help="a .safetensors file (with or without suffix) or a shipped name")
+    certify.add_argument("--images", metavar="DATASET", help="data set; default: the one the network was trained on")
+    certify.add_argument("--count", type=int, default=10, help="number of test images; 0: all (default 10)")
+    certify.add_argument("--start", type=int, default=0, help="first test image (default 0)")
+    certify.add_argument("--radius", help="radius to count at (default: the network's own)")
+    certify.set_defaults(run=_certify)
+
+    runs = commands.add_parser("runs", help="list, show and publish run records").add_subparsers(required=True)
+    listing = runs.add_parser("list", help="all runs, yours and the published ones")
+    listing.set_defaults(run=_runs_list)
+    show = runs.add_parser("show", help="one run in words")
+    show.add_argument("id", help="id or its unique beginning")
+    show.set_defaults(run=_runs_show)
+    publish = runs.add_parser("publish", help="copy one of your runs to results/runs, where the study's tables come from")
+    publish.add_argument("id", help="id or its unique beginning")
+    publish.set_defaults(run=_runs_publish)
+
+    params = commands.add_parser("params", help="every parameter of a run with type, range, default and meaning")
+    params.set_defaults(run=_params)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    import yaml
+
+    from lipcert.config import ConfigError, load_config
+    from lipcert.report import run_sentence
+    from lipcert.train import fit
+
+    overrides = {}
+    for text in options.overrides:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r}: parameters are written NAME=VALUE")
+        overrides[name] = yaml.safe_load(value)
+    config = load_config(options.file, **overrides)
+    path = fit(config, options.resume, options.fresh, progress=not options.quiet, download=options.download)
+    print(run_sentence(path))
+    print(path)
+    return 0
+
+
+def _certify(options: argparse.Namespace) -> int:
+    from lipcert.commands import certify_images
+
+    return certify_images(options.model, options.images, options.start, options.count, options.radius)
+
+
+def _runs_list(options: argparse.Namespace) -> int:
+    from lipcert.commands import list_runs
+
+    return list_runs()
+
+
+def _runs_show(options: argparse.Namespace) -> int:
+    from lipcert.commands import show_run
+
+    return show_run(options.id)
+
+
+def _runs_publish(options: argparse.Namespace) -> int:
+    from lipcert.records import publish
+
+    print(publish(options.id))
+    return 0
+
+
+def _params(options: argparse.Namespace) -> int:
+    from lipcert.config import TrainConfig, describe
+
+    print(describe(TrainConfig))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""Settings as frozen, typed values: an unknown or mistyped key is an error that lists the known ones.
+
+`ModelConfig` names a network, `TrainConfig` a whole run. Both are plain literals on disk (YAML or a notebook's
+`parameters` cell) and hash to the run's id, so two runs with one id had the same settings.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from lipcert.radius import Radius
+
+
+def _radius_text(value: Any) -> str:
+    return str(Radius(value))
+
+
+RadiusText = Annotated[str, BeforeValidator(_radius_text)]
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be run; the message names every offending key, its value, the rule and the known keys."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelConfig(_Settings):
+    """A network by family and size; `lipcert.models.build_model` turns it into a module."""
+
+    family: Literal["liresnet"] = Field("liresnet", description="network family")
+    depth: int = Field(6, ge=1, le=1000, description="linear residual blocks")
+    width: int = Field(32, ge=2, le=8192, multiple_of=2, description="channels of the residual stack (even)")
+    neck: Literal["conv_dense", "dense", "orthogonal"] = Field(
+        "orthogonal", description="reference necks of generations 1 and 2, or the Cholesky-orthogonal one"
+    )
+    neck_width: int = Field(128, ge=2, le=65536, multiple_of=2, description="features after the neck (even)")
+    stem: Literal["auto", "5x5/2", "7x7/4", "3x3/1", "patch"] = Field(
+        "auto", description="first convolution, kernel/stride; auto picks it from the input size"
+    )
+    channels: int = Field(1, ge=1, le=64, description="input channels")
+    input_size: int = Field(8, description="side of the square input images in pixels")
+    classes: int = Field(10, ge=2, le=100_000, description="number of classes")
+
+
+class TrainConfig(_Settings):
+    """One training run, complete: data, network, loss, schedule, arithmetic, seed.
+
+    Exactly one of `steps`, `epochs` and `minutes` sets the length. `minutes` is measured once at the start, turned
+    into `steps`, and only the steps are stored, so that a rerun from the record repeats the run exactly.
+    """
+
+    dataset: Literal["digits", "mnist", "cifar10", "cifar100"] = Field("digits", description="data set")
+    classes: int | None = Field(None, ge=2, description="use a seeded subset of that many classes")
+    class_seed: int = Field(2023, ge=0, description="seed of the class subset")
+    validation: bool = Field(False, description="hold out a validation split and report on it, not on the test set")
+
+    family: Literal["liresnet"] = Field("liresnet", description="network family")
+    depth: int = Field(6, ge=1, le=1000, description="linear residual blocks")
+    width: int = Field(32, ge=2, le=8192, multiple_of=2, description="channels (even)")
+    neck: Literal["conv_dense", "dense", "orthogonal"] = Field("orthogonal", description="see ModelConfig")
+    neck_width: int = Field(128, ge=2, le=65536, multiple_of=2, description="features after the neck (even)")
+    stem: Literal["auto", "5x5/2", "7x7/4", "3x3/1", "patch"] = Field("auto", description="see ModelConfig")
+
+    loss: Literal["emma", "emma_fixed", "gloro"] = Field("emma", description="training loss")
+    radius: RadiusText = Field("36/255", description="l2 radius to certify, in pixels of [0, 1]")
+    radius_start: float = Field(0.1, ge=0, le=10, description="training radius at the start, as a factor of radius")
+    radius_end: float = Field(1.5, gt=0, le=10, description="training radius from radius_ramp on, as a factor")
+    radius_ramp: float = Field(0.5, ge=0, le=1, description="share of the run over which the radius grows")
+    report_radii: tuple[RadiusText, ...] = Field(
+        ("36/255", "72/255", "108/255"), description="radii reported beside `radius`"
+    )
+
+    steps: int | None = Field(None, ge=1, description="length in optimiser steps")
+    epochs: float | None = Field(None, gt=0, le=100_000, description="length in passes over the training images")
+    minutes: float | None = Field(None, gt=0, le=100_000, description="length in minutes, measured at the start")
+    batch: int = Field(256, ge=1, le=1_000_000, description="images per step")
+
+    optimizer: Literal["adam", "adamw", "nadam"] = Field("adamw", description="optimiser")
+    lr: float = Field(4e-3, gt=0, le=10, description="peak learning rate")
+    lr_schedule: Literal["cosine", "constant_exp"] = Field("cosine", description="after the warm-up")
+    lr_end: float = Field(0.0, ge=0, le=1, description="final learning rate as a factor of lr")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the run with a linearly growing learning rate")
+    beta1: float = Field(0.9, ge=0, lt=1, description="optimiser momentum")
+    beta2: float = Field(0.98, ge=0, lt=1, description="optimiser second-moment decay")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay")
+    lookahead: bool = Field(False, description="Lookahead around the optimiser (alpha 0.5, every 6 steps)")
+    clip: float = Field(3.0, gt=0, description="largest global gradient norm")
+    power_steps: int = Field(3, ge=1, le=1000, description="warm-started power-method steps per training step")
+    crop: int | None = Field(None, ge=0, le=64, description="padding of the random crop; none: the data set's own")
+    flip: bool | None = Field(None, description="random horizontal flip; none: the data set's own")
+
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of the forward pass")
+    compiled: bool = Field(False, description="torch.compile the step")
+    published: tuple[str, ...] = Field((), description="ids of the rows of published.csv that this run re-measures")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        lengths = [name for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
+        if len(lengths) != 1:
+            given = ", ".join(f"{name}={getattr(self, name)}" for name in lengths) or "none of them"
+            raise ValueError(f"length of the run: give exactly one of steps, epochs, minutes (given: {given})")
+        if Radius(self.radius).exact == 0:
+            raise ValueError(f"radius={self.radius} with loss {self.loss!r}: must be > 0")
+        return self
+
+    def digest(self) -> str:
+        """Eight hexadecimal digits that change whenever a setting does (where it runs aside)."""
+        settings = self.model_dump(mode="json", exclude={"device"})
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+    def run_id(self) -> str:
+        """`cifar10-liresnet-L6W64-emma-s0-1a2b3c4d`."""
+        data = self.dataset if self.classes is None else f"{self.dataset}c{self.classes}"
+        size = f"{self.family}-L{self.depth}W{self.width}"
+        return f"{data}-{size}-{self.loss}-s{self.seed}-{self.digest()}"
+
+    def with_steps(self, steps: int) -> "TrainConfig":
+        """The same run with its length pinned to `steps`."""
+        return self.model_copy(update={"steps": steps, "epochs": None, "minutes": None})
+
+
+def describe(cls: type[_Settings]) -> str:
+    """Every known key with type, range, default and meaning: what error messages and `--help` print."""
+    lines = []
+    for name, schema in cls.model_json_schema()["properties"].items():
+        options = schema.get("anyOf", [schema])
+        kinds = [
+            "|".join(map(str, o["enum"])) if "enum" in o else "none" if o.get("type") == "null" else o.get("type", "")
+            for o in options
+        ]
+        limits = {
+            "minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<", "multipleOf": "multiple of",
+        }  # fmt: skip
+        bounds = [f"{sign} {o[key]}" for o in options for key, sign in limits.items() if key in o]
+        default = "required" if "default" not in schema else f"default {schema['default']}"
+        lines.append(f"  {name}: {' or '.join(kinds)}{' ' + ', '.join(bounds) if bounds else ''}; {default}; {schema.get('description', '')}")
+    return "\n".join(lines)
+
+
+def parse(cls: type[_Settings], settings: dict[str, Any]) -> Any:
+    """Checked settings from untrusted ones.
+
+    Whole floats are not integers here and text is not a number: `depth=12.5`, `depth="twelve"` and `dpeth=12` are
+    refused, each with its value, the rule and the list of known keys.
+
+    Raises:
+        ConfigError: with one line per offending key.
+    """
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    try:
+        return cls(**settings)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(map(str, problem["loc"][:1]))
+            if problem["type"] == "extra_forbidden":
+                lines.append(f"{key}={problem['input']!r}: unknown parameter{_suggest(key, cls)}")
+            elif key:
+                lines.append(f"{key}={problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}")
+            else:
+                lines.append(problem["msg"].removeprefix("Value error, "))
+        message = "\n".join(lines) + f"\nKnown parameters:\n{describe(cls)}"
+        raise ConfigError(message) from None
+
+
+def config_from(namespace: dict[str, Any], **extra: type) -> tuple[TrainConfig, dict[str, Any]]:
+    """A `TrainConfig` from a notebook's variables: `config, options = config_from(globals(), resume=bool)`.
+
+    Takes every plain value defined so far, so that a misspelt `-p dpeth 12`, which papermill only warns about, is
+    refused here. `minutes` or `steps`, when given, take the place of the default `epochs`.
+
+    Args:
+        namespace: `globals()` of the notebook, before anything but its parameters is defined.
+        extra: names and types of parameters that are not settings of the run.
+
+    Returns:
+        The settings, and the values of `extra`.
+
+    Raises:
+        ConfigError: as `parse`; also for an extra parameter of another type.
+    """
+    settings = {k: v for k, v in namespace.items() if not k.startswith("_") and isinstance(v, _LITERALS)}
+    settings = {k: v for k, v in settings.items() if k not in ("In", "Out")}
+    options = {}
+    for name, kind in extra.items():
+        options[name] = settings.pop(name, None)
+        if type(options[name]) is not kind:
+            raise ConfigError(f"{name}={options[name]!r}: must be {kind.__name__}")
+    if settings.get("minutes") is not None or settings.get("steps") is not None:
+        settings.pop("epochs", None)
+    try:
+        return parse(TrainConfig, settings), options
+    except ConfigError as error:
+        known = "".join(f"  {name}: {kind.__name__}; of the notebook\n" for name, kind in extra.items())
+        raise ConfigError(f"{error}\n{known}".rstrip()) from None
+
+
+_LITERALS = (bool, int, float, str, list, tuple, dict, type(None))
+
+
+def _suggest(key: str, cls: type[_Settings]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(key, cls.model_fields, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def load_config(path: str | Path, **overrides: Any) -> TrainConfig:
+    """A `TrainConfig` from a YAML file of literals, with overrides.
+
+    Raises:
+        ConfigError: not a mapping of known keys with allowed values; names the file.
+    """
+    try:
+        settings = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: must be a mapping of parameters, is {type(settings).__name__}")
+    try:
+        return parse(TrainConfig, settings | overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def steps_of(config: TrainConfig, images: int) -> int:
+    """Optimiser steps of a run over `images` training images; the last, incomplete batch of an epoch is not used.
+
+    Raises:
+        ConfigError: the length is in minutes, which only a measurement turns into steps.
+    """
+    if config.steps is not None:
+        return config.steps
+    if config.epochs is None:
+        raise ConfigError(f"minutes={config.minutes}: measure first; lipcert.train.fit does")
+    per_epoch = max(images // config.batch, 1)
+    return max(1, math.ceil(config.epochs * per_epoch))

@@ -1,0 +1,268 @@
+"""The l2 maps networks are chains of.
+
+A `Map` states how fast it can move its output (`norm_estimate`, from the power method, for training) and what it is
+once its parametrisation is resolved (`plain`: ordinary torch layers with frozen float32 weights, which is what gets
+certified, stored and executed). A map that can do neither has no place in a chain.
+
+Shape letters: B batch, C channels, H height, W width, F features, K classes, L blocks of a stack, O outputs, I inputs.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lipcert.power import power_iterate, start_vector
+
+
+class Map(nn.Module):
+    """A layer of a chain. Subclasses override `norm_estimate` unless their Lipschitz constant is at most 1."""
+
+    def norm_estimate(self, steps: int) -> Tensor | float:
+        """Differentiable estimate of the Lipschitz constant after `steps` warm-started power-method steps.
+
+        It approaches the truth from below, so it trains and never certifies.
+        """
+        raise NotImplementedError(f"no estimate for {type(self).__name__}")
+
+    def plain(self) -> list[nn.Module]:
+        """The same map as ordinary torch layers with float32 weights."""
+        raise NotImplementedError(f"no plain form for {type(self).__name__}")
+
+
+class MinMax(Map):
+    """Sort channel c against channel c + C/2: (max, min). 1-Lipschitz, gradient-norm preserving, no rounding.
+
+    Pairs the first half of dimension 1 with the second half (arXiv 2301.12549, code of 2023); input (B, C, ...), C even.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _MinMax.apply(x)[0]
+
+    def norm_estimate(self, steps: int) -> float:
+        return 1.0
+
+    def plain(self) -> list[nn.Module]:
+        return [MinMax()]
+
+
+class _MinMax(torch.autograd.Function):
+    # By hand, because autograd's maximum and minimum share out the gradient of ties with eight more passes over memory:
+    # a third of a training step on a CPU.
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = x.chunk(2, dim=1)
+        return torch.cat([torch.maximum(first, second), torch.minimum(first, second)], dim=1), first < second
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _: Tensor) -> Tensor:
+        (swapped,) = ctx.saved_tensors
+        high, low = grad.chunk(2, dim=1)
+        return torch.cat([torch.where(swapped, low, high), torch.where(swapped, high, low)], dim=1)
+
+
+class Shift(Map):
+    """Subtract a constant: 1-Lipschitz. Networks see pixels minus 1/2, so that zero padding is mid grey."""
+
+    def __init__(self, amount: float = 0.5):
+        super().__init__()
+        self.amount = amount
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.amount
+
+    def norm_estimate(self, steps: int) -> float:
+        return 1.0
+
+    def plain(self) -> list[nn.Module]:
+        return [Shift(self.amount)]
+
+    def extra_repr(self) -> str:
+        return f"amount={self.amount}"
+
+
+class ZeroPad(Map):
+    """Zero-pad images by `margin` pixels on every side: an isometry, so radii keep their units."""
+
+    def __init__(self, margin: int):
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return F.pad(x_BCHW, [self.margin] * 4)
+
+    def norm_estimate(self, steps: int) -> float:
+        return 1.0
+
+    def plain(self) -> list[nn.Module]:
+        return [nn.ZeroPad2d(self.margin)]
+
+
+class Flatten(Map):
+    """(B, C, H, W) to (B, CHW), in that order whatever the memory layout: an isometry."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW.flatten(1)
+
+    def norm_estimate(self, steps: int) -> float:
+        return 1.0
+
+    def plain(self) -> list[nn.Module]:
+        return [nn.Flatten()]
+
+
+class Conv(Map):
+    """An ordinary zero-padded convolution with bias; norm by the power method at its real input size.
+
+    Args:
+        inputs, outputs: channels. kernel, stride, padding: as in `nn.Conv2d`, equal in both directions.
+        input_size: side of the square input map in pixels.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, padding: int, input_size: int):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding)
+        nn.init.orthogonal_(self.conv.weight)
+        self.register_buffer("iterate", start_vector(1, inputs, input_size, input_size))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.conv(x_BCHW)
+
+    def norm_estimate(self, steps: int) -> Tensor:
+        return conv_estimate(self.conv.weight, self.iterate, steps, self.conv.stride[0], self.conv.padding[0])[0]
+
+    def plain(self) -> list[nn.Module]:
+        return [plain_conv(self.conv.weight, self.conv.bias, self.conv.stride[0], self.conv.padding[0])]
+
+
+class Dense(Map):
+    """An ordinary dense layer with bias; norm by the power method."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        self.register_buffer("iterate", start_vector(1, inputs))
+
+    def forward(self, x_BF: Tensor) -> Tensor:
+        return self.linear(x_BF)
+
+    def norm_estimate(self, steps: int) -> Tensor:
+        weight_OI = self.linear.weight
+        v = power_iterate(lambda v: v @ weight_OI.T, lambda u: u @ weight_OI, self.iterate, steps)
+        return torch.linalg.vector_norm(v @ weight_OI.T)
+
+    def plain(self) -> list[nn.Module]:
+        return [plain_linear(self.linear.weight, self.linear.bias)]
+
+
+class LinearResidualStack(Map):
+    """`depth` linear residual blocks, each followed by MinMax: x <- MinMax(x + s gamma_l (V_l * x) + b_l).
+
+    The identity is folded into one kernel per block, K_l = Id + depth^(-1/2) gamma_l V_l, so that a block is one
+    convolution and its Lipschitz constant is the norm of one linear map: no triangle inequality over skip and branch,
+    hence tight at any depth (arXiv 2301.12549, section 4). gamma_l is a learnt scale per output channel and V starts
+    at N(0, 1) / (9 width), so the network starts near the identity and needs no normalisation layers.
+
+    Input and output (B, width, size, size).
+    """
+
+    def __init__(self, depth: int, width: int, input_size: int):
+        super().__init__()
+        self.depth, self.width = depth, width
+        self.branch_LOIhw = nn.Parameter(torch.randn(depth, width, width, 3, 3) / (9 * width))
+        self.gamma_LO = nn.Parameter(torch.ones(depth, width))
+        self.bias_LO = nn.Parameter(torch.zeros(depth, width))
+        self.register_buffer("iterate", start_vector(1, depth * width, input_size, input_size, groups=depth))
+        identity_OIhw = torch.zeros(width, width, 3, 3)
+        identity_OIhw[:, :, 1, 1] = torch.eye(width)
+        self.register_buffer("identity_OIhw", identity_OIhw, persistent=False)
+        self.activation = MinMax()
+
+    def kernels(self) -> Tensor:
+        """The folded kernels K_l, (L, O, I, 3, 3)."""
+        scale_LO111 = self.gamma_LO[..., None, None, None] / math.sqrt(self.depth)
+        return self.identity_OIhw + scale_LO111 * self.branch_LOIhw
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        for kernel_OIhw, bias_O in zip(self.kernels(), self.bias_LO, strict=True):
+            x_BCHW = self.activation(F.conv2d(x_BCHW, kernel_OIhw, bias_O, padding=1))
+        return x_BCHW
+
+    def norm_estimate(self, steps: int) -> Tensor:
+        # All blocks at once: one grouped convolution over the concatenated iterates.
+        return conv_estimate(self.kernels().flatten(0, 1), self.iterate, steps, 1, 1, groups=self.depth).prod()
+
+    def plain(self) -> list[nn.Module]:
+        layers: list[nn.Module] = []
+        for kernel_OIhw, bias_O in zip(self.kernels(), self.bias_LO, strict=True):
+            layers += [plain_conv(kernel_OIhw, bias_O, 1, 1), MinMax()]
+        return layers
+
+
+class NormalizedHead(Map):
+    """Last dense layer with unit rows (last-layer normalisation): logits z = (w_i / |w_i|) . x + b.
+
+    A chain ends with it. Certificates use |w_i - w_j| for every pair of classes instead of one norm for the head,
+    which is exact for the last layer (arXiv 2102.08452, section 3).
+    """
+
+    def __init__(self, features: int, classes: int):
+        super().__init__()
+        self.linear = nn.Linear(features, classes)
+
+    def rows(self) -> Tensor:
+        """Unit rows, (K, F)."""
+        return F.normalize(self.linear.weight, dim=1)
+
+    def forward(self, x_BF: Tensor) -> Tensor:
+        return F.linear(x_BF, self.rows(), self.linear.bias)
+
+    def distances(self) -> Tensor:
+        """|w_i - w_j| for every pair of rows, (K, K), differentiable off the diagonal; the diagonal is 0."""
+        gram_KK = self.rows() @ self.rows().T
+        squares_K = gram_KK.diagonal()
+        squared_KK = squares_K[:, None] + squares_K[None, :] - 2 * gram_KK
+        apart_KK = (squared_KK > 0) & ~torch.eye(len(gram_KK), dtype=torch.bool, device=gram_KK.device)
+        # The inner `where` keeps the infinite slope of the root at 0 out of the gradient.
+        return torch.where(apart_KK, torch.where(apart_KK, squared_KK, 1.0).sqrt(), 0.0)
+
+    def plain(self) -> list[nn.Module]:
+        return [plain_linear(self.rows(), self.linear.bias)]
+
+
+def conv_estimate(kernel: Tensor, iterate: Tensor, steps: int, stride: int, padding: int, groups: int = 1) -> Tensor:
+    """Norm estimates of `groups` convolutions at once, (groups,); updates the warm-start vectors in place."""
+
+    def forward(v: Tensor) -> Tensor:
+        return F.conv2d(v, kernel, None, stride, padding, groups=groups)
+
+    def adjoint(u: Tensor) -> Tensor:
+        return torch.nn.grad.conv2d_input(iterate.shape, kernel, u, stride, padding, groups=groups)
+
+    image = forward(power_iterate(forward, adjoint, iterate, steps, groups))
+    return torch.linalg.vector_norm(image.reshape(groups, -1), dim=1)
+
+
+def plain_conv(kernel_OIhw: Tensor, bias_O: Tensor, stride: int, padding: int) -> nn.Conv2d:
+    """A frozen float32 `nn.Conv2d` with these weights."""
+    outputs, inputs, *size = kernel_OIhw.shape
+    layer = nn.utils.skip_init(nn.Conv2d, inputs, outputs, tuple(size), stride, padding)
+    return _frozen(layer, kernel_OIhw, bias_O)
+
+
+def plain_linear(weight_OI: Tensor, bias_O: Tensor) -> nn.Linear:
+    """A frozen float32 `nn.Linear` with these weights."""
+    return _frozen(nn.utils.skip_init(nn.Linear, weight_OI.shape[1], weight_OI.shape[0]), weight_OI, bias_O)
+
+
+def _frozen(layer: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
+    layer.weight = nn.Parameter(weight.detach().float().cpu().contiguous().clone(), requires_grad=False)
+    layer.bias = nn.Parameter(bias.detach().float().cpu().contiguous().clone(), requires_grad=False)
+    return layer

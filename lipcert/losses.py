@@ -1,0 +1,70 @@
+"""Training losses as pure functions of logits, labels, margin Lipschitz matrix and radius.
+
+Shape letters: B batch, K classes. `margin_lipschitz_KK[i, j]` is how fast the margin of classes i and j can shrink per
+unit of radius; the loss trains against it, so gradients flow into it unless stated.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Floor of EMMA's share: a class that is already misclassified gets almost plain cross-entropy (code of arXiv 2310.02513).
+_EMMA_FLOOR = 0.01
+_TINY = 1e-8
+
+
+def emma_loss(
+    logits_BK: Tensor, labels_B: Tensor, margin_lipschitz_KK: Tensor, radius: float | Tensor, dynamic: bool = True
+) -> Tensor:
+    """EMMA: efficient margin maximisation over all classes at once (arXiv 2301.12549, section 5).
+
+    Every wrong class j is pushed up by rho_j radius K_yj before the cross-entropy. `dynamic` takes for rho_j the share
+    of the radius at which class j still cannot overtake the label, (z_y - z_j) / (radius K_yj), clipped to [0.01, 1]
+    and held fixed in the gradient; otherwise rho_j = 1 (the loss that arXiv v1 called EMMA).
+
+    Args:
+        logits_BK: (B, K). labels_B: (B,) int64. margin_lipschitz_KK: (K, K), non-negative.
+        radius: training radius, > 0, in the units of the input.
+
+    Returns:
+        Scalar mean over the batch.
+    """
+    gap_BK = logits_BK - logits_BK.gather(1, labels_B[:, None])
+    push_BK = radius * margin_lipschitz_KK[labels_B]
+    if dynamic:
+        with torch.no_grad():
+            share_BK = (-gap_BK / push_BK.clamp(min=_TINY)).clamp(_EMMA_FLOOR, 1.0)
+        push_BK = share_BK * push_BK
+    # The label's own push is K_yy = 0 and its gap 0, so cross-entropy sees it unmoved.
+    return F.cross_entropy(gap_BK + push_BK, labels_B)
+
+
+def bottom_logit(logits_BK: Tensor, margin_lipschitz_KK: Tensor, radius: float | Tensor) -> Tensor:
+    """GloRo's extra logit: the highest any other class can climb against the predicted one within the radius, (B,).
+
+    z_bot = max over i != j of z_i + radius K_ij, with j the predicted class (arXiv 2102.08452, section 3).
+    """
+    predicted_B = logits_BK.argmax(1)
+    climbed_BK = logits_BK + radius * margin_lipschitz_KK[predicted_B]
+    return climbed_BK.scatter(1, predicted_B[:, None], -torch.inf).amax(1)
+
+
+def gloro_loss(logits_BK: Tensor, labels_B: Tensor, margin_lipschitz_KK: Tensor, radius: float | Tensor) -> Tensor:
+    """GloRo cross-entropy: cross-entropy over the logits and the bottom logit, log sum exp([z, z_bot]) - z_y.
+
+    Arguments and result as in `emma_loss` (arXiv 2102.08452, section 4).
+    """
+    bottom_B = bottom_logit(logits_BK, margin_lipschitz_KK, radius)
+    return F.cross_entropy(torch.cat([logits_BK, bottom_B[:, None]], 1), labels_B)
+
+
+def training_loss(name: str):
+    """The loss behind a `TrainConfig.loss` name, with the signature of `gloro_loss`."""
+    return _LOSSES[name]
+
+
+def _emma_fixed(logits_BK: Tensor, labels_B: Tensor, margin_lipschitz_KK: Tensor, radius: float | Tensor) -> Tensor:
+    return emma_loss(logits_BK, labels_B, margin_lipschitz_KK, radius, dynamic=False)
+
+
+_LOSSES = {"emma": emma_loss, "emma_fixed": _emma_fixed, "gloro": gloro_loss}

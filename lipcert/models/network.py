@@ -1,0 +1,58 @@
+"""A network: a chain of maps and a last dense layer."""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from lipcert.layers import Map, NormalizedHead
+
+
+class Network(nn.Module):
+    """Backbone (a chain of `Map`s) and head; images (B, C, H, W) with pixels in [0, 1] to logits (B, K).
+
+    Args:
+        backbone: named maps in order.
+        head: the last dense layer.
+        input_shape: (C, H, W).
+    """
+
+    def __init__(self, backbone: "OrderedDict[str, Map]", head: NormalizedHead, input_shape: tuple[int, int, int]):
+        super().__init__()
+        self.backbone = nn.Sequential(backbone)
+        self.head = head
+        self.input_shape = input_shape
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.head(self.backbone(images_BCHW))
+
+    def lipschitz_estimate(self, steps: int) -> Tensor:
+        """Estimate of the backbone's Lipschitz constant: product over its maps (differentiable; trains only)."""
+        estimate = torch.ones((), device=self.head.linear.weight.device)
+        for layer in self.backbone:
+            estimate = estimate * layer.norm_estimate(steps)
+        return estimate
+
+    def margin_lipschitz(self, steps: int) -> Tensor:
+        """Estimated margin Lipschitz matrix K_ij = L |w_i - w_j|, (K, K) (arXiv 2102.08452, section 3).
+
+        How fast the margin z_i - z_j can shrink per unit of l2 distance, as far as the power method sees.
+        """
+        return self.lipschitz_estimate(steps) * self.head.distances()
+
+    @torch.no_grad()
+    def plain(self) -> nn.Sequential:
+        """The network as a chain of ordinary torch layers with frozen float32 weights: what is certified.
+
+        Parametrisations (folded identity, orthogonalisation, normalised head) are resolved here, once; the result no
+        longer depends on them.
+        """
+        layers = OrderedDict()
+        for name, layer in [*self.backbone.named_children(), ("head", self.head)]:
+            parts = layer.plain()
+            for i, part in enumerate(parts):
+                layers[name if len(parts) == 1 else f"{name}{i}"] = part
+        return nn.Sequential(layers).eval()
+
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())

@@ -1,0 +1,111 @@
+"""Networks on disk: the plain chain's geometry and float32 tensors in one safetensors file, its card in a JSON beside it.
+
+Nothing is unpickled and no class name from a file is looked up freely: the layer kinds are the ones below.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from lipcert.layers import MinMax, Shift
+from lipcert.paths import local_dir, results_dir
+
+# kind -> (class, names of its arguments): everything a plain chain may consist of.
+_KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
+    "Conv2d": (
+        nn.Conv2d,
+        ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    ),
+    "Linear": (nn.Linear, ("in_features", "out_features")),
+    "MinMax": (MinMax, ()),
+    "Shift": (Shift, ("amount",)),
+    "ZeroPad2d": (nn.ZeroPad2d, ("padding",)),
+    "Flatten": (nn.Flatten, ("start_dim", "end_dim")),
+    "ReLU": (nn.ReLU, ()),
+    "Identity": (nn.Identity, ()),
+}
+
+
+def geometry(chain: nn.Sequential) -> list[dict[str, Any]]:
+    """Name, kind and arguments of every layer: what rebuilds the chain around its tensors."""
+    layers = []
+    for name, layer in chain.named_children():
+        kind = type(layer).__name__
+        if _KINDS.get(kind, (None,))[0] is not type(layer):
+            raise TypeError(f"cannot store {kind} at {name!r}: a plain chain holds {', '.join(_KINDS)}")
+        arguments = {key: getattr(layer, key) for key in _KINDS[kind][1]}
+        layers.append({"name": name, "kind": kind, **arguments})
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layers[-1]["bias"] = layer.bias is not None
+    return layers
+
+
+def save_network(chain: nn.Sequential, path: Path, card: dict[str, Any]) -> None:
+    """Write `path` (.safetensors) and its card (.json), atomically.
+
+    Args:
+        chain: a plain chain on any device; stored as float32.
+        card: JSON-able facts a user needs: data set, input shape, class names, pixel scale, radius, run id.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # channels-last kernels are strided views; the file holds plain row-major tensors
+    tensors = {key: value.detach().float().cpu().contiguous() for key, value in chain.state_dict().items()}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"geometry": json.dumps(geometry(chain))})
+    os.replace(partial, path)
+    partial.write_text(json.dumps(card, indent=1) + "\n")
+    os.replace(partial, path.with_suffix(".json"))
+
+
+def load_network(path: str | Path) -> nn.Sequential:
+    """The plain chain stored at `path`, in evaluation mode, weights frozen; its card is `.card`.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: not a network file of this library, or damaged.
+    """
+    path = Path(path)
+    path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+    if not path.exists():
+        raise FileNotFoundError(f"no network at {path}; shipped ones: {', '.join(shipped()) or 'none'}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            layers = json.loads((file.metadata() or {})["geometry"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        chain = nn.Sequential()
+        for layer in layers:
+            kind, name = layer.pop("kind"), layer.pop("name")
+            known, arguments = _KINDS[kind]
+            if set(layer) - {"bias"} != set(arguments):
+                raise ValueError(f"layer {name!r} has arguments {sorted(layer)}, {kind} takes {sorted(arguments)}")
+            layer = {key: tuple(v) if isinstance(v, list) else v for key, v in layer.items()}
+            weighted = known in (nn.Conv2d, nn.Linear)
+            chain.add_module(name, nn.utils.skip_init(known, **layer) if weighted else known(**layer))
+        if any(t.dtype != torch.float32 or not t.isfinite().all() for t in tensors.values()):
+            raise ValueError("weights must be finite float32")
+        chain.load_state_dict(tensors, strict=True)
+        card = json.loads(path.with_suffix(".json").read_text())
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        raise ValueError(f"{path} is damaged or was not written by lipcert: {error}") from error
+    chain.card = card
+    return chain.eval().requires_grad_(False)
+
+
+def shipped() -> list[str]:
+    """Names of the networks in `results/models`."""
+    return sorted(p.stem for p in (results_dir() / "models").glob("*.safetensors"))
+
+
+def load(name: str) -> nn.Sequential:
+    """A shipped network by name, or one of your own runs by id, ready to certify.
+
+    Raises:
+        FileNotFoundError: unknown name; lists the shipped ones.
+    """
+    own = local_dir() / "models" / f"{name}.safetensors"
+    return load_network(own if own.exists() else results_dir() / "models" / name)

@@ -1,0 +1,233 @@
+"""The run record: one JSON a run, typed and validated; everything the book shows is drawn from these.
+
+A record names its files (curve, per-image radii, network) by path relative to the folder it lies in:
+`results/local` for your runs, `results` for the published ones.
+"""
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lipcert.config import TrainConfig
+from lipcert.paths import local_dir, results_dir
+from lipcert.radius import Radius
+
+SCHEMA = 1
+
+
+class RecordError(ValueError):
+    """A record that is missing, damaged or not fit for what was asked; names the file and the field."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Data(_Part):
+    name: str = Field(description="data set")
+    classes: int = Field(ge=2, description="number of classes used")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the images, labels, split and class choice used")
+    train: int = Field(ge=1, description="training images")
+    validation: int = Field(ge=0, description="images held out of the training set")
+    test: int = Field(ge=1, description="test images")
+
+
+class Model(_Part):
+    family: str = Field(description="network family")
+    depth: int = Field(description="linear residual blocks")
+    width: int = Field(description="channels of the stack")
+    parameters: int = Field(ge=1, description="trained parameters")
+    weights_sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the materialised float32 weights")
+    file: str | None = Field(description="the plain network, safetensors; null when not kept")
+
+
+class Choices(_Part):
+    precision: str = Field(description="arithmetic of the training step's forward pass")
+    layout: str = Field(description="memory layout of images")
+    compiled: bool = Field(description="whether the step went through torch.compile")
+
+
+class Training(_Part):
+    loss: str = Field(description="training loss")
+    status: Literal["finished", "stopped"] = Field(description="stopped: interrupted before its last step, not tested")
+    batch: int = Field(ge=1, description="images per step")
+    steps: int = Field(ge=0, description="optimiser steps done")
+    images: int = Field(ge=0, description="steps x batch")
+    seconds: float = Field(ge=0, description="wall time of the training steps, over all sessions of the run")
+    images_per_second: float = Field(ge=0, description="images / seconds")
+    peak_memory_bytes: int | None = Field(description="largest allocation on the accelerator; null on a CPU")
+    choices: Choices
+    curve: str | None = Field(description="training curve, CSV")
+
+    @model_validator(mode="after")
+    def _images(self) -> "Training":
+        if self.images != self.steps * self.batch:
+            raise ValueError(f"images={self.images}: must be steps x batch = {self.steps * self.batch}")
+        return self
+
+
+class Result(_Part):
+    norm: Literal["l2", "linf"]
+    radius: str = Field(description="exact, in pixels of [0, 1]")
+    method: Literal["margin", "interval"]
+    effort: Literal["fast", "tight", "exact"] | None = Field(description="of the bounds; null for estimated")
+    guarantee: Literal["estimated", "nominal", "real", "executed"]
+    arithmetic: str
+    certified_correct: int = Field(ge=0, description="images both correctly classified and certified")
+
+
+class Test(_Part):
+    split: Literal["test", "validation"] = Field(description="which images; validation runs are never published")
+    images: int = Field(ge=1, description="number of images")
+    clean: int = Field(ge=0, description="correctly classified, without any perturbation")
+    seconds: float = Field(ge=0, description="wall time of bounding and certifying")
+    radii: str | None = Field(description="per-image label, prediction, runner-up and radius, CSV")
+    results: tuple[Result, ...]
+
+    @model_validator(mode="after")
+    def _counts(self) -> "Test":
+        for result in self.results:
+            # An estimate may claim a tie away; a certificate never holds for more images than are right.
+            if result.certified_correct > self.clean:
+                raise ValueError(f"certified_correct={result.certified_correct}: must be at most clean={self.clean}")
+        if self.clean > self.images:
+            raise ValueError(f"clean={self.clean}: must be at most images={self.images}")
+        return self
+
+
+class Layer(_Part):
+    name: str
+    kind: str
+    lower: float = Field(ge=0, description="proven lower end of the norm")
+    upper: float = Field(ge=0, description="proven upper end of the norm")
+    estimate: float = Field(ge=0, description="power method, 500 steps")
+    method: str = Field(description="how the upper end was proven")
+
+
+class Bounds(_Part):
+    effort: Literal["fast", "tight", "exact"]
+    estimate: float = Field(description="product of the layers' power-method estimates (backbone)")
+    upper: float = Field(description="product of the layers' upper ends, rounded up (backbone)")
+    lower: float = Field(description="product of the layers' lower ends, rounded down (backbone)")
+    layers: tuple[Layer, ...]
+
+
+class Provenance(_Part):
+    command: str
+    seed: int
+    commit: str | None = Field(description="git commit; null outside a repository")
+    dirty: bool | None = Field(description="lipcert/, notebooks/, pyproject.toml or constraints.txt differ from it")
+    versions: dict[str, str]
+    hardware: dict[str, str | int]
+    finished: str = Field(description="UTC time, ISO 8601")
+
+
+class Record(_Part):
+    """One run. Counts of images are integers, so that VRA is exact; null means not computed."""
+
+    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
+    id: str = Field(pattern=r"^[a-z0-9][A-Za-z0-9_.-]*$")
+    published: tuple[str, ...] = Field(description="ids of the rows of published.csv that the run re-measures")
+    config: TrainConfig
+    data: Data
+    model: Model
+    training: Training
+    test: Test | None
+    bounds: Bounds | None
+    provenance: Provenance
+
+    def result(self, radius: "Radius | str", guarantee: str | None = None) -> Result | None:
+        """The result at a radius: the strongest guarantee present, or the one named (`"estimated"` only by name)."""
+        order = [guarantee] if guarantee else ["executed", "real", "nominal"]
+        for wanted in order:
+            for result in self.test.results if self.test else ():
+                if result.guarantee == wanted and Radius(result.radius) == Radius(radius):
+                    return result
+        return None
+
+    def vra(self, radius: "Radius | str", guarantee: str | None = None) -> float:
+        """Verified-robust accuracy at a radius as a fraction; NaN where it was not measured."""
+        result = self.result(radius, guarantee)
+        return result.certified_correct / self.test.images if result else math.nan
+
+    def clean_accuracy(self) -> float:
+        """Clean accuracy as a fraction; NaN where it was not measured."""
+        return self.test.clean / self.test.images if self.test else math.nan
+
+
+def write_record(record: Record, folder: Path | None = None) -> Path:
+    """Write `folder/runs/<id>.json` atomically (default: `results/local`) and return its path."""
+    path = (folder or local_dir()) / "runs" / f"{record.id}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record.model_dump(mode="json", by_alias=True), indent=1) + "\n")
+    os.replace(partial, path)
+    return path
+
+
+def read_record(path: str | Path) -> Record:
+    """A validated record. Raises RecordError naming file, field, value and rule."""
+    try:
+        settings = json.loads(Path(path).read_text())
+        settings["config"] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["config"].items()}
+        return Record(**settings)
+    except FileNotFoundError:
+        raise RecordError(f"no record at {path}") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise RecordError(f"{path}: not a run record: {error}") from error
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, p['loc']))}={p['input']!r:.80}: {p['msg']}" for p in error.errors()]
+        raise RecordError(f"{path}: " + "; ".join(lines)) from None
+
+
+def load_records(where: Literal["published", "local"] = "published") -> list[Record]:
+    """All records of the study, or of your own runs, sorted by id. A damaged one raises: nothing is left out silently."""
+    folder = results_dir() if where == "published" else local_dir()
+    return [read_record(path) for path in sorted((folder / "runs").glob("*.json"))]
+
+
+def find_record(run: str) -> tuple[Record, Path]:
+    """A record by id or unique beginning of one, among your runs first, and the folder its files lie in.
+
+    Raises:
+        RecordError: none or several match; lists what there is.
+    """
+    for folder in (local_dir(), results_dir()):
+        matches = [p for p in sorted((folder / "runs").glob("*.json")) if p.stem.startswith(run)]
+        exact = [p for p in matches if p.stem == run]
+        if len(exact or matches) == 1:
+            return read_record((exact or matches)[0]), folder
+        if matches:
+            raise RecordError(f"run {run!r} fits several: {', '.join(p.stem for p in matches)}")
+    known = [p.stem for f in (local_dir(), results_dir()) for p in sorted((f / "runs").glob("*.json"))]
+    raise RecordError(f"no run {run!r}; there are: {', '.join(known) or 'none'}")
+
+
+def publish(run: str) -> Path:
+    """Copy one of your runs, with its curve and per-image radii, to `results/`, where the study's tables are drawn from.
+
+    Raises:
+        RecordError: unknown run, one that did not finish, one measured on a validation split, or one whose code was
+            not committed: its numbers could not be regenerated.
+    """
+    record, folder = find_record(run)
+    if folder == results_dir():
+        return folder / "runs" / f"{record.id}.json"
+    if record.training.status != "finished" or record.test is None:
+        raise RecordError(f"run {record.id} is {record.training.status}: only finished runs are published")
+    if record.test.split != "test":
+        raise RecordError(f"run {record.id} was measured on the {record.test.split} split: publish a run on the test set")
+    if record.provenance.dirty is not False:
+        raise RecordError(f"run {record.id} has dirty={record.provenance.dirty}: commit the code, run again, then publish")
+    for name in (record.training.curve, record.test.radii):
+        if name:
+            target = results_dir() / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, target)
+    model = record.model.model_copy(update={"file": None})
+    return write_record(record.model_copy(update={"model": model}), results_dir())
