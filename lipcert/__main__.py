@@ -26,7 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lipcert", description="Train, certify and record networks with proven robustness.")
+    parser = argparse.ArgumentParser(
+        prog="lipcert", description="Train, certify and record networks with proven robustness."
+    )
     parser.add_argument("--version", action="version", version=f"lipcert {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(title="commands", required=True)
@@ -41,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     certify = commands.add_parser("certify", help="certify images with a stored network")
-    certify.add_argument("model", metavar="MODEL", help="a .safetensors file (with or without suffix) or a shipped name")
+    certify.add_argument(
+        "model", metavar="MODEL", help="a .safetensors file (with or without suffix) or a shipped name"
+    )
     certify.add_argument("--images", metavar="DATASET", help="data set; default: the one the network was trained on")
     certify.add_argument("--count", type=int, default=10, help="number of test images; 0: all (default 10)")
     certify.add_argument("--start", type=int, default=0, help="first test image (default 0)")
@@ -51,10 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     runs = commands.add_parser("runs", help="list, show and publish run records").add_subparsers(required=True)
     listing = runs.add_parser("list", help="all runs, yours and the published ones")
     listing.set_defaults(run=_runs_list)
+    latest = runs.add_parser("latest", help="your newest run in one sentence")
+    latest.set_defaults(run=_runs_latest)
     show = runs.add_parser("show", help="one run in words")
     show.add_argument("id", help="id or its unique beginning")
     show.set_defaults(run=_runs_show)
-    publish = runs.add_parser("publish", help="copy one of your runs to results/runs, where the study's tables come from")
+    publish = runs.add_parser(
+        "publish", help="copy one of your runs to results/runs, where the study's tables come from"
+    )
     publish.add_argument("id", help="id or its unique beginning")
     publish.set_defaults(run=_runs_publish)
 
@@ -93,6 +101,12 @@ def _runs_list(options: argparse.Namespace) -> int:
     from lipcert.commands import list_runs
 
     return list_runs()
+
+
+def _runs_latest(options: argparse.Namespace) -> int:
+    from lipcert.commands import latest_run
+
+    return latest_run()
 
 
 def _runs_show(options: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ from lipcert.search import lanczos, start_vector
 from lipcert.torus import torus_norm
 from lipcert.verified import matrix_norm_squared
 
-_DENSE_SIZE = 1024  # a convolution with at most so many inputs and outputs (of a group) is bounded as one matrix
+_MATRIX_ENTRIES = 1024**2  # a convolution whose matrix has at most so many entries is bounded as that matrix
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def norm_bound(
     input_shape: (features,) or (channels, height, width), without the batch.
     effort: "fast" is what there is today; a harder one is refused, never replaced by a weaker one.
     device: where to compute; default where the weights are.
+    method of the result: "matrix" (tight), "torus" (convolutions too large for a matrix) or "zero".
 
     Excess of upper over the truth: dense at most 2e-9; convolutions by the torus typically 1e-3 at 16 x 16 and below
     1e-2 at 8 x 8 (module `torus`). TypeError: a layer nothing is known about. ValueError: settings or weights that
@@ -81,16 +82,15 @@ def enclose(operator: Operator, arithmetic: Arithmetic) -> Enclosure:
     weights = operator.weights_GOIKL
     if not bool(weights.any()):
         return Enclosure(0.0, 0.0, "zero")
-    method = choose_method(operator)
-    if method == "torus":
-        upper = torus_norm(operator, arithmetic)
+    matrices_GMN = exact_matrices(operator)
+    if matrices_GMN is None:
+        upper, method = torus_norm(operator, arithmetic), "torus"
         vector_CHW = _stretched_image(operator)
         lower = stretch_at_least(weights.flatten(3), operator.patches(vector_CHW), vector_CHW, arithmetic)
         entries = weights[0].numel()
     else:
-        matrices_GMN = operator.matrix() if method == "matrix" else weights.flatten(2)
         square, index, vector_N = matrix_norm_squared(matrices_GMN, arithmetic)
-        upper = root_up(square)
+        upper, method = root_up(square), "matrix"
         vector_N = vector_N / vector_N.abs().amax().clamp_min(2.0**-100)
         chosen = matrices_GMN[index : index + 1]
         lower = stretch_at_least(chosen[..., None], vector_N[None, :, None], vector_N, arithmetic)
@@ -101,15 +101,17 @@ def enclose(operator: Operator, arithmetic: Arithmetic) -> Enclosure:
     return Enclosure(round_down(max(Fraction(0), lower - lost) * unit), round_up((upper + lost) * unit), method)
 
 
-def choose_method(operator: Operator) -> str:
-    """ "patch": outputs share no input, so the norm is that of the kernel as one matrix (exactly, as some patch lies
-    whole inside the input and every other one is a part of it); "matrix": small; "torus": the rest."""
+def exact_matrices(operator: Operator) -> Tensor | None:
+    """One matrix for each group whose largest norm is that of the operator; None where they would be too large.
+
+    If no two outputs share an input (dense layers, patches), the kernel itself will do: the operator is a direct sum of
+    it, once for each patch inside the input, and of parts of it, for patches that reach into the padding.
+    """
     high, wide = operator.axes
     if high.separate and wide.separate:
-        return "patch"
-    if not high.circular and max(operator.inputs, operator.outputs) <= _DENSE_SIZE:
-        return "matrix"
-    return "torus"
+        return operator.weights_GOIKL.flatten(2)
+    entries = operator.weights_GOIKL.shape[0] * operator.inputs * operator.outputs
+    return operator.matrix() if entries <= _MATRIX_ENTRIES and not high.circular else None
 
 
 def stretch_at_least(weights_GOIT: Tensor, patches_GKP: Tensor, vector: Tensor, arithmetic: Arithmetic) -> Fraction:

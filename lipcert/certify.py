@@ -4,6 +4,7 @@ Shape letters: B images, K classes, C H W image, F features. Everything here run
 come from `lipcert.bounds` (proven), never from the power method.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -140,7 +141,9 @@ def certified_correct(prediction_B: Tensor, radius_B: Tensor, labels_B: Tensor, 
         NotCertifiable: lengths differ, or no images.
     """
     if len(labels_B) != len(prediction_B) or not len(labels_B):
-        raise NotCertifiable(f"{len(labels_B)} labels for {len(prediction_B)} certificates: need one each, at least one")
+        raise NotCertifiable(
+            f"{len(labels_B)} labels for {len(prediction_B)} certificates: need one each, at least one"
+        )
     # float(Radius) is the smallest float64 not below the exact radius, so this float comparison is the exact one.
     certified_B = (radius_B >= float(Radius(radius))) & (prediction_B != ABSTAIN)
     return int((certified_B & (prediction_B == labels_B.to(prediction_B))).sum())
@@ -179,7 +182,9 @@ def plain_chain(model: nn.Module) -> nn.Sequential:
     if isinstance(model, Network):
         return model.plain()
     if not isinstance(model, nn.Sequential):
-        raise TypeError(f"cannot certify {type(model).__name__}: give a lipcert Network or an nn.Sequential of plain layers")
+        raise TypeError(
+            f"cannot certify {type(model).__name__}: give a lipcert Network or an nn.Sequential of plain layers"
+        )
     if model.training:
         raise NotCertifiable("the model is in training mode: call model.eval() first")
     return model
@@ -201,7 +206,8 @@ def chain_bounds(chain: nn.Sequential, input_shape: tuple[int, ...], effort: str
         shape = _output_shape(name, layer, shape)
     if shape != (head.in_features,):
         raise NotCertifiable(
-            f"input of shape {tuple(input_shape)} reaches the head {head_name!r} as {shape}, which takes ({head.in_features},)"
+            f"input of shape {tuple(input_shape)} reaches the head {head_name!r} as {shape}, "
+            f"which takes ({head.in_features},)"
         )
     upper = _round_up(math.prod((Fraction(b.enclosure.upper) for b in layers), start=Fraction(1)))
     lower = _round_down(math.prod((Fraction(b.enclosure.lower) for b in layers), start=Fraction(1)))
@@ -226,7 +232,8 @@ def _layer_bound(name: str, layer: nn.Module, shape: tuple[int, ...], effort: st
         raise TypeError(f"no l2 bound for {kind} at {name!r}: give the layer a bound or remove it")
     try:
         enclosure = norm_bound(layer, shape, effort=effort)
-        estimate = float(norm_estimate(layer, shape, steps=_ESTIMATE_STEPS).detach())
+        # In float64, so that what is missing to the bound is the power method's own doing.
+        estimate = float(norm_estimate(copy.deepcopy(layer).double(), shape, steps=_ESTIMATE_STEPS))
     except (TypeError, ValueError) as error:
         raise type(error)(f"layer {name!r}: {error}") from error
     return LayerBound(name, kind, enclosure, estimate)
@@ -271,8 +278,6 @@ def _round_down(exact: Fraction) -> float:
 
 def _logits(chain: nn.Sequential, images_BCHW: Tensor, progress: Callable[[int], None] | None) -> Tensor:
     """Logits in float64, (B, K), computed in padded micro-batches of one fixed size, on the chain's device."""
-    import copy
-
     chain = copy.deepcopy(chain).double()
     device = next(chain.parameters()).device
     parts = []

@@ -27,11 +27,13 @@ class ConfigError(ValueError):
     """Settings that cannot be run; the message names every offending key, its value, the rule and the known keys."""
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
+    """Base of all settings: frozen, no unknown keys, no silent conversions."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class ModelConfig(_Settings):
+class ModelConfig(Settings):
     """A network by family and size; `lipcert.models.build_model` turns it into a module."""
 
     family: Literal["liresnet"] = Field("liresnet", description="network family")
@@ -49,7 +51,7 @@ class ModelConfig(_Settings):
     classes: int = Field(10, ge=2, le=100_000, description="number of classes")
 
 
-class TrainConfig(_Settings):
+class TrainConfig(Settings):
     """One training run, complete: data, network, loss, schedule, arithmetic, seed.
 
     Exactly one of `steps`, `epochs` and `minutes` sets the length. `minutes` is measured once at the start, turned
@@ -128,7 +130,16 @@ class TrainConfig(_Settings):
         return self.model_copy(update={"steps": steps, "epochs": None, "minutes": None})
 
 
-def describe(cls: type[_Settings]) -> str:
+_LIMITS = {
+    "minimum": ">=",
+    "exclusiveMinimum": ">",
+    "maximum": "<=",
+    "exclusiveMaximum": "<",
+    "multipleOf": "multiple of",
+}
+
+
+def describe(cls: type[Settings]) -> str:
     """Every known key with type, range, default and meaning: what error messages and `--help` print."""
     lines = []
     for name, schema in cls.model_json_schema()["properties"].items():
@@ -137,16 +148,16 @@ def describe(cls: type[_Settings]) -> str:
             "|".join(map(str, o["enum"])) if "enum" in o else "none" if o.get("type") == "null" else o.get("type", "")
             for o in options
         ]
-        limits = {
-            "minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<", "multipleOf": "multiple of",
-        }  # fmt: skip
-        bounds = [f"{sign} {o[key]}" for o in options for key, sign in limits.items() if key in o]
+        bounds = [f"{sign} {o[key]}" for o in options for key, sign in _LIMITS.items() if key in o]
         default = "required" if "default" not in schema else f"default {schema['default']}"
-        lines.append(f"  {name}: {' or '.join(kinds)}{' ' + ', '.join(bounds) if bounds else ''}; {default}; {schema.get('description', '')}")
+        lines.append(
+            f"  {name}: {' or '.join(kinds)}{' ' + ', '.join(bounds) if bounds else ''}; {default}; "
+            f"{schema.get('description', '')}"
+        )
     return "\n".join(lines)
 
 
-def parse(cls: type[_Settings], settings: dict[str, Any]) -> Any:
+def parse(cls: type[Settings], settings: dict[str, Any]) -> Any:
     """Checked settings from untrusted ones.
 
     Whole floats are not integers here and text is not a number: `depth=12.5`, `depth="twelve"` and `dpeth=12` are
@@ -188,9 +199,7 @@ def config_from(namespace: dict[str, Any], **extra: type) -> tuple[TrainConfig, 
     Raises:
         ConfigError: as `parse`; also for an extra parameter of another type.
     """
-    settings = {k: v for k, v in namespace.items() if not k.startswith("_") and isinstance(v, _LITERALS)}
-    settings = {k: v for k, v in settings.items() if k not in ("In", "Out")}
-    options = {}
+    settings, options = plain_values(namespace), {}
     for name, kind in extra.items():
         options[name] = settings.pop(name, None)
         if type(options[name]) is not kind:
@@ -204,10 +213,14 @@ def config_from(namespace: dict[str, Any], **extra: type) -> tuple[TrainConfig, 
         raise ConfigError(f"{error}\n{known}".rstrip()) from None
 
 
-_LITERALS = (bool, int, float, str, list, tuple, dict, type(None))
+def plain_values(namespace: dict[str, Any]) -> dict[str, Any]:
+    """The literals among a notebook's variables, IPython's own left out."""
+    literals = (bool, int, float, str, list, tuple, dict, type(None))
+    own = ("In", "Out")
+    return {k: v for k, v in namespace.items() if not k.startswith("_") and k not in own and isinstance(v, literals)}
 
 
-def _suggest(key: str, cls: type[_Settings]) -> str:
+def _suggest(key: str, cls: type[Settings]) -> str:
     import difflib
 
     close = difflib.get_close_matches(key, cls.model_fields, n=1)

@@ -1,4 +1,7 @@
-"""From a trained network to its run record: materialise, bound, certify, count, write. The test set is used here only."""
+"""From a trained network to its run record: materialise, bound, certify, count, write.
+
+The test set is used here only.
+"""
 
 import csv
 import datetime
@@ -59,7 +62,7 @@ def write_results(run: "_Run", status: str) -> Path:
         test=test,
         bounds=bounds,
         provenance=records.Provenance(
-            command=provenance.command(), seed=config.seed, **dict(zip(("commit", "dirty"), provenance.git_state(), strict=True)),
+            command=provenance.command(), seed=config.seed, commit=run.commit, dirty=run.dirty,
             versions=provenance.versions(), hardware=provenance.hardware(run.device),
             finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         ),
@@ -89,13 +92,23 @@ def test_part(
             count = certified_correct(certificates.prediction_B, radius_N, labels_N, radius)
             results.append(
                 records.Result(
-                    norm=certificates.norm, radius=str(radius), method=certificates.method, effort=effort,
-                    guarantee=guarantee, arithmetic=certificates.arithmetic, certified_correct=count,
-                )  # fmt: skip
+                    norm=certificates.norm,
+                    radius=str(radius),
+                    method=certificates.method,
+                    effort=effort,
+                    guarantee=guarantee,
+                    arithmetic=certificates.arithmetic,
+                    certified_correct=count,
+                )
             )
     clean = int((certificates.prediction_B == labels_N).sum())
     return records.Test(
-        split=split_name, images=len(labels_N), clean=clean, seconds=round(seconds, 3), radii=file, results=tuple(results)
+        split=split_name,
+        images=len(labels_N),
+        clean=clean,
+        seconds=round(seconds, 3),
+        radii=file,
+        results=tuple(results),
     )
 
 

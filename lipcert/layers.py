@@ -34,7 +34,8 @@ class Map(nn.Module):
 class MinMax(Map):
     """Sort channel c against channel c + C/2: (max, min). 1-Lipschitz, gradient-norm preserving, no rounding.
 
-    Pairs the first half of dimension 1 with the second half (arXiv 2301.12549, code of 2023); input (B, C, ...), C even.
+    Pairs the first half of dimension 1 with the second half (arXiv 2301.12549, code of 2023);
+    input (B, C, ...), C even.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Floor of EMMA's share: a class that is already misclassified gets almost plain cross-entropy (code of arXiv 2310.02513).
+# Floor of EMMA's share: a class that already wins gets almost plain cross-entropy (code of arXiv 2310.02513).
 _EMMA_FLOOR = 0.01
 _TINY = 1e-8
 

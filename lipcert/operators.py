@@ -40,10 +40,10 @@ class Axis:
 
     @property
     def separate(self) -> bool:
-        """True if no input is read by two outputs and at least one output reads a whole patch of the input."""
+        """True if no input is read by two outputs and at least one output reads a whole patch inside the input."""
         first = -(-self.front // self.stride)  # the first output whose patch starts inside the input
         whole = first < self.outputs and first * self.stride - self.front + self.extent <= self.size
-        return self.extent <= self.stride and whole and not self.circular
+        return (self.extent <= self.stride or self.outputs == 1) and whole and not self.circular
 
 
 @dataclass(frozen=True)

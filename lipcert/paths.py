@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def _root() -> Path:
-    """The project folder when lipcert runs from a checkout (the usual, editable install); else the working directory."""
+    """The project folder when lipcert runs from a checkout (an editable install), else the working directory."""
     checkout = Path(__file__).resolve().parent.parent
     return checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
 

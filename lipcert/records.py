@@ -120,7 +120,7 @@ class Bounds(_Part):
 class Provenance(_Part):
     command: str
     seed: int
-    commit: str | None = Field(description="git commit; null outside a repository")
+    commit: str | None = Field(description="git commit when the run began; null outside a repository")
     dirty: bool | None = Field(description="lipcert/, notebooks/, pyproject.toml or constraints.txt differ from it")
     versions: dict[str, str]
     hardware: dict[str, str | int]
@@ -186,7 +186,7 @@ def read_record(path: str | Path) -> Record:
 
 
 def load_records(where: Literal["published", "local"] = "published") -> list[Record]:
-    """All records of the study, or of your own runs, sorted by id. A damaged one raises: nothing is left out silently."""
+    """All records of the study, or of your own runs, by id. A damaged one raises: nothing is left out silently."""
     folder = results_dir() if where == "published" else local_dir()
     return [read_record(path) for path in sorted((folder / "runs").glob("*.json"))]
 
@@ -209,7 +209,7 @@ def find_record(run: str) -> tuple[Record, Path]:
 
 
 def publish(run: str) -> Path:
-    """Copy one of your runs, with its curve and per-image radii, to `results/`, where the study's tables are drawn from.
+    """Copy one of your runs, with curve and per-image radii, to `results/`, where the study's tables come from.
 
     Raises:
         RecordError: unknown run, one that did not finish, one measured on a validation split, or one whose code was
@@ -221,9 +221,13 @@ def publish(run: str) -> Path:
     if record.training.status != "finished" or record.test is None:
         raise RecordError(f"run {record.id} is {record.training.status}: only finished runs are published")
     if record.test.split != "test":
-        raise RecordError(f"run {record.id} was measured on the {record.test.split} split: publish a run on the test set")
+        raise RecordError(
+            f"run {record.id} was measured on the {record.test.split} split: publish a run on the test set"
+        )
     if record.provenance.dirty is not False:
-        raise RecordError(f"run {record.id} has dirty={record.provenance.dirty}: commit the code, run again, then publish")
+        raise RecordError(
+            f"run {record.id} has dirty={record.provenance.dirty}: commit the code, run again, then publish"
+        )
     for name in (record.training.curve, record.test.radii):
         if name:
             target = results_dir() / name

@@ -84,7 +84,7 @@ def circle(axis: Axis) -> Circle:
 
 @functools.lru_cache(maxsize=32)
 def cosine_table(count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """cos and sin of 2 pi j / count for 0 <= j < count, each within 2**-53, from integer arithmetic alone.
+    """cos and sin of 2 pi j / count for 0 <= j < count (count >= 2), within 2**-53, from integer arithmetic alone.
 
     Fixed point with 256 bits: pi by Machin's formula, the first angle by Taylor series (each errs by less than 2**-230,
     there being fewer than 200 terms), the others by rotation. A rotation adds at most 2**-228 to the modulus of the
@@ -98,8 +98,6 @@ def cosine_table(count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         order += 1
         term = (term * angle >> _TABLE_BITS) // order
         sums[order % 2] += term if order % 4 < 2 else -term
-    if count == 1:
-        sums = [one, 0]
     cos_step, sin_step = sums
     cosine, sine, cosines, sines = one, 0, [], []
     for _ in range(count):

@@ -27,6 +27,7 @@ from lipcert.losses import bottom_logit, training_loss
 from lipcert.models import Network, build_model
 from lipcert.paths import local_dir
 from lipcert.progress import Progress
+from lipcert.provenance import git_state
 from lipcert.schedules import learning_rate, training_radius
 
 _ORDER, _AUGMENT = 1, 2  # random streams
@@ -64,8 +65,8 @@ def fit(
         Path of the run record.
 
     Raises:
-        lipcert.config.ConfigError, FileNotFoundError, ValueError: settings or data that cannot be used; nothing written.
-        TrainingError: an unfinished run is in the way, or the loss stopped being finite; the last good checkpoint stays.
+        lipcert.config.ConfigError, FileNotFoundError, ValueError: unusable settings or data; nothing written.
+        TrainingError: an unfinished run is in the way, or the loss is not finite; the last good checkpoint stays.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, after writing a checkpoint and a record with status "stopped".
     """
     path = local_dir() / "checkpoints" / f"{config.run_id()}.safetensors"
@@ -120,6 +121,8 @@ class _Run:
         self.flip = facts.flip if config.flip is None else config.flip
         self.images = data.train.images_NCHW.to(self.device)
         self.labels = data.train.labels_N.to(self.device)
+        # Now, not when the record is written: what is committed while the run goes on did not train it.
+        self.commit, self.dirty = git_state()
         self.step, self.seconds = 0, 0.0
         self.curve: list[list[float]] = []
         self.totals = torch.zeros(4, dtype=torch.float64 if self.device.type != "mps" else None, device=self.device)
@@ -218,6 +221,7 @@ class _Run:
             "config": self.config.model_dump(mode="json"), "data": self.data.sha256, "steps": self.steps,
             "step": self.step, "seconds": self.seconds, "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(), "curve": self.curve, "totals": self.totals, "since": self.since,
+            "commit": self.commit, "dirty": self.dirty,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -227,7 +231,9 @@ class _Run:
             TrainingError: the data set is not the one the checkpoint was trained on.
         """
         if state["data"] != self.data.sha256:
-            raise TrainingError(f"checkpoint was trained on other data (sha256 {state['data']}, here {self.data.sha256})")
+            raise TrainingError(
+                f"checkpoint was trained on other data (sha256 {state['data']}, here {self.data.sha256})"
+            )
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()}
         self.config = TrainConfig(**settings)
         self.network.load_state_dict(state["network"], strict=True)
@@ -235,6 +241,9 @@ class _Run:
         self.steps, self.step, self.seconds = state["steps"], state["step"], state["seconds"]
         self.curve, self.since = state["curve"], state["since"]
         self.totals.copy_(state["totals"])
+        # Trained in parts by different code: no commit holds what made these numbers.
+        if state["dirty"] or state["commit"] != self.commit:
+            self.commit, self.dirty = state["commit"], True
 
 
 def _train(run: _Run, path: Path, shown: bool, checkpoint_seconds: float) -> None:
@@ -304,7 +313,9 @@ def _optimizer(config: TrainConfig, network: Network) -> torch.optim.Optimizer:
         try:
             from pytorch_optimizer import Lookahead
         except ImportError:
-            raise TrainingError("lookahead=True needs the package pytorch-optimizer: pip install 'lipcert[train]'") from None
+            raise TrainingError(
+                "lookahead=True needs the package pytorch-optimizer: pip install 'lipcert[train]'"
+            ) from None
         optimizer = Lookahead(optimizer, k=6, alpha=0.5)
     return optimizer
 

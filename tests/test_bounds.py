@@ -5,17 +5,17 @@ Every convolution is bounded twice, as one matrix and on the torus (small ones w
 
 from __future__ import annotations
 
+import copy
 import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
-from truth import assert_encloses, layer_matrix, norm_is_below
+from truth import assert_encloses, layer_matrix
 
 from lipcert import bounds
 from lipcert.bounds import Enclosure, norm_bound
@@ -26,7 +26,7 @@ PATHS = ["matrix", "torus"]
 @pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
     if request.param == "torus":
-        monkeypatch.setattr(bounds, "_DENSE_SIZE", 0)
+        monkeypatch.setattr(bounds, "_MATRIX_ENTRIES", 0)
     return request.param
 
 
@@ -78,6 +78,7 @@ CASES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("name", CASES)
 def test_truth_helper_agrees_with_torch(name):
     layer, shape = CASES[name]
@@ -90,13 +91,14 @@ def test_truth_helper_agrees_with_torch(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_geometry_is_enclosed(name, path):
-    check(*CASES[name])
+    # The torus is meant for images much larger than the kernel: here it is loose, and only has to be right.
+    check(*CASES[name], excess=2e-9 if path == "matrix" and "circular" not in name else 3.0)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (5, 9), (9, 5), (12, 12)])
 def test_dense_is_tight(shape):
     torch.manual_seed(2)
-    assert check(nn.Linear(*shape), shape[:1], excess=2e-9).method == "patch"
+    assert check(nn.Linear(*shape), shape[:1], excess=2e-9).method == "matrix"
 
 
 @pytest.mark.parametrize("shape", [(300, 120), (90, 257), (512, 512)])
@@ -121,7 +123,7 @@ def box(taps: tuple[int, int]) -> nn.Conv2d:
 
 @pytest.mark.parametrize("size", [2, 5, 16])
 def test_box_filter_is_tight_on_the_twisted_torus(size, monkeypatch):
-    monkeypatch.setattr(bounds, "_DENSE_SIZE", 0)
+    monkeypatch.setattr(bounds, "_MATRIX_ENTRIES", 0)
     truth = (1 + 2 * math.cos(math.pi / (size + 1))) ** 2
     assert truth * (1 - 1e-14) < norm_bound(box((3, 3)), (1, size, size)).upper < truth * (1 + 2e-9)
 
@@ -199,8 +201,7 @@ def test_zero_weights():
 def test_powers_of_two_scale_exactly(name, power, path):
     layer, shape = CASES[name]
     plain = norm_bound(layer, shape)
-    scaled = nn.Conv2d(**{key: getattr(layer, key) for key in
-                          ("in_channels", "out_channels", "kernel_size", "stride", "padding", "padding_mode")})
+    scaled = copy.deepcopy(layer)
     scaled.weight.data = layer.weight.data.double() * 2.0**power
     assert norm_bound(scaled, shape) == Enclosure(plain.lower * 2.0**power, plain.upper * 2.0**power, plain.method)
 
@@ -252,15 +253,15 @@ def check_geometry(case, monkeypatch):
     for axis in range(2):
         assume(case["size"][axis] + 2 * case["padding"][axis] > case["dilation"][axis] * (case["kernel"][axis] - 1))
     groups = case["groups"]
-    layer = nn.Conv2d(case["ins"] * groups, case["outs"] * groups, case["kernel"], case["stride"], case["padding"],
-                      case["dilation"], groups, dtype=torch.float64)
+    geometry = (case["kernel"], case["stride"], case["padding"], case["dilation"])
+    layer = nn.Conv2d(case["ins"] * groups, case["outs"] * groups, *geometry, groups, dtype=torch.float64)
     generator = torch.Generator().manual_seed(case["seed"])
     weight = torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64) * 2.0 ** case["power"]
     layer.weight.data = weight.abs() if case["positive"] else weight
     shape = (case["ins"] * groups, *case["size"])
     matrix = layer_matrix(layer, shape) * 2.0 ** -case["power"]
-    for dense_size in (1024, 0):
-        monkeypatch.setattr(bounds, "_DENSE_SIZE", dense_size)
+    for entries in (1024**2, 0):
+        monkeypatch.setattr(bounds, "_MATRIX_ENTRIES", entries)
         enclosure = norm_bound(layer, shape)
         ends = (end * 2.0 ** -case["power"] for end in (enclosure.lower, enclosure.upper))
         assert_encloses(matrix, *ends)

@@ -76,7 +76,9 @@ def _neck(config: ModelConfig, size: int) -> "OrderedDict[str, Map]":
         )
     orthogonal = config.neck == "orthogonal"
     return OrderedDict(
-        neck_conv=OrthogonalPatchConv(width, width, _PATCH) if orthogonal else Conv(width, width, _PATCH, _PATCH, 0, size),
+        neck_conv=OrthogonalPatchConv(width, width, _PATCH)
+        if orthogonal
+        else Conv(width, width, _PATCH, _PATCH, 0, size),
         flatten=Flatten(),
         neck_dense=(OrthogonalDense if orthogonal else Dense)(width * patches, features),
         neck_activation=MinMax(),

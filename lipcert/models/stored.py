@@ -1,4 +1,4 @@
-"""Networks on disk: the plain chain's geometry and float32 tensors in one safetensors file, its card in a JSON beside it.
+"""Networks on disk: the plain chain's geometry and float32 tensors in a safetensors file, its card in a JSON beside it.
 
 Nothing is unpickled and no class name from a file is looked up freely: the layer kinds are the ones below.
 """

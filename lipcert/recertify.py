@@ -1,0 +1,158 @@
+"""Certify images with a stored network: what `lipcert certify` and the notebooks `certify` and `tour` do."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lipcert.certify import ABSTAIN, Certificates, NotCertifiable, certified_correct, certify
+from lipcert.config import RadiusText, Settings, parse, plain_values
+from lipcert.data import Split, load_dataset, to_unit
+from lipcert.evaluate import write_radii
+from lipcert.models import load, load_network
+from lipcert.paths import local_dir
+from lipcert.provenance import tensors_sha256
+
+
+class Request(Settings):
+    """Which images to certify with which network."""
+
+    model: str = Field(description="name of a shipped network, id of one of your runs, or path of a .safetensors file")
+    images: str | None = Field(None, description="data set; none: the one the network was trained on")
+    start: int = Field(0, ge=0, description="first test image")
+    count: int = Field(0, ge=0, description="number of test images; 0: all from start on")
+    radii: tuple[RadiusText, ...] = Field((), description="radii to count at; none: the network's own")
+
+
+def request_from(namespace: dict[str, Any], **defaults: Any) -> Request:
+    """A checked request from a notebook's variables; unknown or mistyped ones raise `ConfigError`."""
+    return parse(Request, defaults | plain_values(namespace))
+
+
+@dataclass(frozen=True)
+class Recertified:
+    """Certificates of some test images, with what is needed to print and draw them."""
+
+    request: Request
+    chain: nn.Sequential
+    certificates: Certificates
+    images_NCHW: Tensor
+    labels_N: Tensor
+    radii: tuple[str, ...]
+    seconds: float
+    path: Path
+
+    @property
+    def names(self) -> list[str]:
+        """Class names, in the order of the logits."""
+        return self.chain.card["class_names"]
+
+    def clean(self) -> int:
+        """Number of images classified correctly."""
+        return int((self.certificates.prediction_B == self.labels_N).sum())
+
+    def counts(self, radius: str) -> tuple[int, int]:
+        """Images correct and certified at `radius`, and what the power method would have claimed."""
+        c = self.certificates
+        return (
+            certified_correct(c.prediction_B, c.radius_B, self.labels_N, radius),
+            certified_correct(c.prediction_B, c.estimated_radius_B, self.labels_N, radius),
+        )
+
+    def table(self) -> str:
+        """VRA at every radius, Markdown."""
+        total, c = len(self.labels_N), self.certificates
+        rows = [f"| l2 radius | certified ({c.guarantee}) | estimated | images |", "|---|---|---|---|"]
+        rows += [f"| 0 (clean) | {self.clean() / total:.2%} | | {total} |"]
+        for radius in self.radii:
+            proven, estimated = self.counts(radius)
+            rows.append(f"| {radius} | {proven / total:.2%} | {estimated / total:.2%} | {total} |")
+        return "\n".join(rows)
+
+    def image_table(self) -> str:
+        """One row per image, Markdown."""
+        rows = ["| image | label | prediction | runner-up | certified l2 radius |", "|---|---|---|---|---|"]
+        return "\n".join(rows + [f"| {' | '.join(row)} |" for row in self.image_rows()])
+
+    def image_rows(self) -> list[tuple[str, str, str, str, str]]:
+        """Number, label, prediction, runner-up and radius of every image as text; radii are cut, never rounded up."""
+        c, names, rows = self.certificates, self.names, []
+        for i, (label, predicted, rival, radius) in enumerate(
+            zip(
+                self.labels_N.tolist(),
+                c.prediction_B.tolist(),
+                c.runner_up_B.tolist(),
+                c.radius_B.tolist(),
+                strict=True,
+            )
+        ):
+            number = str(self.request.start + i)
+            if predicted == ABSTAIN:
+                rows.append((number, names[label], "abstains", "", "none"))
+            else:
+                wrong = "" if predicted == label else " (wrong)"
+                rows.append((number, names[label], names[predicted] + wrong, names[rival], cut(radius)))
+        return rows
+
+    def bounds_table(self) -> str:
+        """Constants of the backbone, layer by layer (factors of exactly 1 left out), Markdown."""
+        bounds = self.certificates.bounds
+        rows = ["| layer | proven lower end | proven upper end | power method | how |", "|---|---|---|---|---|"]
+        for b in bounds.layers:
+            if b.enclosure.method != "1-Lipschitz":
+                e = b.enclosure
+                rows.append(f"| {b.name} | {e.lower:.6f} | {e.upper:.6f} | {b.estimate:.6f} | {e.method} |")
+        rows.append(f"| **product** | {bounds.lower:.6g} | {bounds.upper:.6g} | {bounds.estimate:.6g} | |")
+        return "\n".join(rows)
+
+
+def recertify(request: Request) -> Recertified:
+    """Certify and write one row per image to `results/local/certified/`.
+
+    Raises:
+        FileNotFoundError, ValueError: unknown or damaged network, or a missing data set.
+        NotCertifiable: images the network cannot take, or numbers outside the test set.
+    """
+    named = Path(request.model)
+    chain = load_network(named) if named.exists() or len(named.parts) > 1 else load(request.model)
+    card = chain.card
+    name = request.images or card["dataset"]
+    subset = card["classes"] if name == card["dataset"] else None
+    data = load_dataset(name, subset, card["class_seed"])
+    if list(data.shape) != card["input_shape"] or data.classes != len(card["class_names"]):
+        raise NotCertifiable(
+            f"images={name!r}: images of shape {data.shape} in {data.classes} classes; the network takes "
+            f"{tuple(card['input_shape'])} in {len(card['class_names'])} ({card['dataset']})"
+        )
+    split = _part(data.test, name, request)
+    images_NCHW = to_unit(split.images_NCHW, data.scale, torch.float64)
+    began = time.monotonic()
+    certificates = certify(chain, images_NCHW)
+    seconds = time.monotonic() - began
+    fingerprint = tensors_sha256(chain.state_dict())[:8]
+    path = local_dir() / "certified" / f"{named.stem}-{fingerprint}-{name}-{request.start}-{len(split)}.csv"
+    write_radii(path, certificates, split)
+    radii = request.radii or (card["radius"],)
+    return Recertified(request, chain, certificates, images_NCHW, split.labels_N, radii, seconds, path)
+
+
+def _part(test: Split, name: str, request: Request) -> Split:
+    total = len(test)
+    stop = total if request.count == 0 else request.start + request.count
+    if not request.start < stop <= total:
+        raise NotCertifiable(
+            f"start={request.start}, count={request.count}: {name} has {total} test images, numbered from 0"
+        )
+    part = slice(request.start, stop)
+    return Split(test.images_NCHW[part], test.labels_N[part], test.index_N[part])
+
+
+def cut(radius: float, digits: int = 4) -> str:
+    """A radius as text, cut after `digits` places: what is printed is never above what is proven."""
+    if radius > 10**6:
+        return f"over {10**6}"
+    return f"{int(radius * 10**digits) / 10**digits:.{digits}f}"

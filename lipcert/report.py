@@ -1,0 +1,275 @@
+"""Records in words and tables: everything a page or a terminal says about a run is computed here from its record.
+
+Accuracies are fractions in the data and per cent only here. Importing this module imports neither torch nor pandas.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lipcert.config import load_config
+from lipcert.paths import ROOT, local_dir
+from lipcert.published import is_smoke, results_only
+from lipcert.radius import Radius
+from lipcert.records import Record, RecordError, load_records, read_record
+
+DATASETS = {
+    "digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny_imagenet": "Tiny-ImageNet",
+    "imagenet": "ImageNet", "imagenet64": "ImageNet 64x64", "fashion_mnist": "Fashion-MNIST",
+}  # fmt: skip
+FAMILIES = {"liresnet": "LiResNet"}
+LOSSES = {"emma": "EMMA", "emma_fixed": "EMMA at fixed radius", "gloro": "GloRo"}
+
+
+class Markdown(str):
+    """Text that Jupyter and the book render as Markdown."""
+
+    __slots__ = ()
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+def percent(share: float) -> str:
+    """A fraction as per cent with two decimals; `not measured` for NaN."""
+    return "not measured" if share != share else f"{100 * share:.2f} %"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[int] = ()) -> Markdown:
+    """A Markdown table; columns numbered in `right` are flush right."""
+    rule = ["--:" if i in right else ":--" for i in range(len(head))]
+    lines = [head, rule, *rows]
+    return Markdown("\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n")
+
+
+def run_sentence(record: "Record | str | Path") -> str:
+    """One run in one sentence, for a terminal.
+
+    Args:
+        record: a record or the path of one.
+    """
+    record = record if isinstance(record, Record) else read_record(record)
+    training, test = record.training, record.test
+    if test is None:
+        return f"{record.id}: {training.status} after {training.steps:,} steps, {training.images:,} images; not tested."
+    result = record.result(record.config.radius)
+    split = "" if test.split == "test" else " (held out of the training set; the test set was not touched)"
+    where = f"{test.images:,} {test.split} images{split}"
+    if result is None:
+        robust = f"nothing certified at radius {record.config.radius}"
+    else:
+        share = result.certified_correct / test.images
+        robust = f"VRA {percent(share)} at {result.norm} radius {result.radius} ({result.guarantee} guarantee)"
+    return f"{record.id}: {training.status}, clean accuracy {percent(record.clean_accuracy())}, {robust}; {where}."
+
+
+def network_name(record: Record) -> str:
+    """`LiResNet L6W64`."""
+    return f"{FAMILIES[record.model.family]} L{record.model.depth}W{record.model.width}"
+
+
+def data_name(record: Record) -> str:
+    """`CIFAR-100 (20 classes)` for a subset, `CIFAR-10` otherwise."""
+    name = DATASETS.get(record.data.name, record.data.name)
+    return name if record.config.classes is None else f"{name} ({record.data.classes} classes)"
+
+
+def run_table(record: Record) -> Markdown:
+    """One run at every radius it was measured at: counts of images, certified and as the power method would claim."""
+    if record.test is None:
+        return Markdown(run_sentence(record))
+    rows = [("any", "clean accuracy", record.test.clean, percent(record.clean_accuracy()), "")]
+    for result in record.test.results:
+        if result.guarantee == "estimated":
+            continue
+        share = percent(result.certified_correct / record.test.images)
+        claim = percent(record.vra(result.radius, "estimated"))
+        rows.append((result.radius, f"VRA, {result.guarantee}", result.certified_correct, share, claim))
+    head = ("radius", "what", f"images of {record.test.images:,}", "share", "estimated, no certificate")
+    return table(head, rows, right=(2, 3, 4))
+
+
+def bounds_table(record: Record) -> Markdown:
+    """Every layer with a norm of its own: proven lower end, power-method estimate, proven upper end."""
+    if record.bounds is None:
+        return Markdown("This run was stopped before its bounds were proven.")
+    layers = [x for x in record.bounds.layers if x.method != "1-Lipschitz"]
+    rows = [(f"`{x.name}`", x.kind, f"{x.lower:.6f}", f"{x.estimate:.6f}", f"{x.upper:.6f}", x.method) for x in layers]
+    b = record.bounds
+    rows.append(("backbone", "product", f"{b.lower:.6f}", f"{b.estimate:.6f}", f"{b.upper:.6f}", ""))
+    return table(("layer", "kind", "at least", "estimate", "at most", "proof"), rows, right=(2, 3, 4))
+
+
+def bounds_words(record: Record) -> Markdown:
+    """The table of bounds in words."""
+    b = record.bounds
+    if b is None:
+        return Markdown("")
+    layers = [x for x in b.layers if x.method != "1-Lipschitz"]
+    wide = max(layers, key=lambda x: x.upper / x.lower)
+    low = [x for x in layers if x.estimate < x.lower]
+    return Markdown(
+        f"The backbone's constant is at most {b.upper:.6g}; the power method says {b.estimate:.6g}, "
+        f"{100 * (1 - b.estimate / b.upper):.2g} % less. The widest enclosure of a layer, `{wide.name}`, is "
+        f"{100 * (wide.upper / wide.lower - 1):.2g} % wide. In {len(low)} of {len(layers)} layers the estimate lies below "
+        "the proven lower end, so there it is certainly wrong."
+        if low
+        else f"The backbone's constant is at most {b.upper:.6g}; the power method says {b.estimate:.6g}, "
+        f"{100 * (1 - b.estimate / b.upper):.2g} % less. The widest enclosure of a layer, `{wide.name}`, is "
+        f"{100 * (wide.upper / wide.lower - 1):.2g} % wide, and no estimate lies below the proven lower end of its layer."
+    )
+
+
+def study_records() -> list[Record]:
+    """The published runs that may stand in a table, data set by data set, most images first."""
+    order = list(DATASETS)
+    return sorted(results_only(load_records()), key=lambda r: (order.index(r.data.name), -r.training.images, r.id))
+
+
+def study_table() -> Markdown:
+    """This study's own runs: certified VRA with the power method's claim beside it."""
+    records = study_records()
+    if not records:
+        return Markdown("No run of this study has been published yet: **not run**.")
+    radii = _radii(records)
+    head = ("network", "images seen", "clean", *(f"VRA at {radius}" for radius in radii))
+    rows = [
+        (
+            f"{data_name(r)}, {network_name(r)}, {r.model.parameters / 1e6:.2f} M", f"{r.training.images:,}",
+            percent(r.clean_accuracy()), *(_both(r, radius) for radius in radii),
+        )
+        for r in records
+    ]  # fmt: skip
+    return table(head, rows, right=(1, 2))
+
+
+def _radii(records: Iterable[Record]) -> list[str]:
+    """Up to three radii, the ones most runs report."""
+    count = Counter(str(Radius(x.radius)) for r in records for x in (r.test.results if r.test else ()) if x.effort)
+    return sorted((radius for radius, _ in count.most_common(3)), key=Radius)
+
+
+def _both(record: Record, radius: str) -> str:
+    result = record.result(radius)
+    if result is None:
+        return "not measured"
+    claim = record.vra(radius, "estimated")
+    text = f"{percent(record.vra(radius))} {result.guarantee}"
+    return text if claim != claim else f"{text} ({percent(claim)} estimated)"
+
+
+def study_words() -> Markdown:
+    """The study's table in words."""
+    records = study_records()
+    if not records:
+        return Markdown("There is nothing to say about runs that have not been made.")
+    best = {}
+    for r in records:
+        if r.vra(r.config.radius) > (best[data_name(r)].vra(r.config.radius) if data_name(r) in best else -1):
+            best[data_name(r)] = r
+    lines = []
+    for name, r in best.items():
+        radius = r.config.radius
+        result = r.result(radius)
+        estimated = r.result(radius, "estimated")
+        line = (
+            f"On {name}, {network_name(r)} with {r.model.parameters / 1e6:.2f} M parameters is right on "
+            f"{percent(r.clean_accuracy())} of {r.test.images:,} test images and certified ({result.guarantee}) as well "
+            f"on {percent(r.vra(radius))} at ℓ₂ radius {radius}."
+        )
+        if estimated:
+            extra = estimated.certified_correct - result.certified_correct
+            line += f" The power method would have claimed {_more(extra)}."
+        lines.append(line)
+    return Markdown(" ".join(lines))
+
+
+def _more(extra: int) -> str:
+    if extra == 0:
+        return "exactly as many images"
+    return f"{abs(extra)} {'image' if abs(extra) == 1 else 'images'} {'more' if extra > 0 else 'fewer'}"
+
+
+def local_records() -> tuple[list[Record], list[str]]:
+    """Your own runs, and a line for every file among them that cannot be read."""
+    records, damaged = [], []
+    for path in sorted((local_dir() / "runs").glob("*.json")):
+        try:
+            records.append(read_record(path))
+        except RecordError as error:
+            damaged.append(f"{path.name}: {str(error).removeprefix(f'{path}: ')}")
+    return records, damaged
+
+
+def local_table() -> Markdown:
+    """Your own runs, apart from the study's."""
+    records, damaged = local_records()
+    if not records and not damaged:
+        return Markdown("You have no runs of your own yet. The first one appears here after the next build of the book.")
+    rows = [(f"`{r.id}`", _status(r), f"{r.training.images:,}", *_local_figures(r)) for r in records]
+    head = ("run", "status", "images seen", "clean", "VRA", "estimated")
+    text = table(head, rows, right=(2, 3)) if rows else ""
+    return Markdown(text + "".join(f"\n- Cannot be read: `{line}`" for line in damaged))
+
+
+def _status(record: Record) -> str:
+    words = [record.training.status]
+    if record.test is not None and record.test.split != "test":
+        words.append("validation split")
+    if is_smoke(record):
+        words.append("smoke size, no result")
+    return ", ".join(words)
+
+
+def _local_figures(record: Record) -> tuple[str, str, str]:
+    if record.test is None:
+        return "not tested", "not tested", ""
+    radius = record.config.radius
+    result = record.result(radius)
+    vra = f"{percent(record.vra(radius))} at {radius} ({result.guarantee})" if result else "not measured"
+    return percent(record.clean_accuracy()), vra, percent(record.vra(radius, "estimated"))
+
+
+def duration(seconds: float) -> str:
+    """`12 s`, `4.5 min`, `1.2 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def machine(record: Record) -> str:
+    """Where a run was made, in words."""
+    hardware = record.provenance.hardware
+    threads = hardware.get("threads", "?")
+    processor = f"{hardware.get('processor', 'unknown processor')}, {threads} {'thread' if threads == 1 else 'threads'}"
+    return f"{hardware['accelerator']} ({processor})" if "accelerator" in hardware else processor
+
+
+def rerun(records: "Sequence[Record] | None" = None) -> Markdown:
+    """For every run of the study: command, measured time, hardware and the number to expect."""
+    records = study_records() if records is None else records
+    files = {load_config(p).digest(): p for p in sorted((ROOT / "notebooks" / "params").glob("*/*.yaml"))}
+    lines = []
+    for r in records:
+        path = files.get(r.config.digest())
+        what = f"lipcert train {path.relative_to(ROOT).as_posix()}" if path else r.provenance.command
+        seconds = r.training.seconds + (r.test.seconds if r.test else 0)
+        lines.append(
+            f"```bash\n{what}\n```\n\n{duration(seconds)} on {machine(r)}. Expect a clean accuracy of "
+            f"{percent(r.clean_accuracy())} and a VRA of {percent(r.vra(r.config.radius))} at {r.config.radius}.\n"
+        )
+    return Markdown("\n".join(lines) or "No run has been published yet, so there is no measured time to give.")
+
+
+def provenance_table(records: "Sequence[Record] | None" = None) -> Markdown:
+    """Run ids, commit, hardware, seed, arithmetic and guarantee."""
+    records = study_records() if records is None else records
+    if not records:
+        return Markdown("No published runs.")
+    rows = []
+    for r in records:
+        strongest = r.result(r.config.radius)
+        how = f"{strongest.guarantee}, {strongest.arithmetic}, bounds {strongest.effort}" if strongest else "none"
+        code = (r.provenance.commit or "unknown")[:10] + (" with changes" if r.provenance.dirty else "")
+        rows.append((f"`{r.id}`", f"`{code}`", machine(r), r.provenance.seed, r.training.choices.precision, how))
+    return table(("run", "commit", "hardware", "seed", "trained in", "guarantee"), rows, right=(3,))
