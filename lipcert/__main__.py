@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "publish", help="copy one of your runs to results/runs, where the study's tables come from"
     )
     publish.add_argument("id", help="id or its unique beginning")
+    publish.add_argument("--model", metavar="NAME", help="ship the network, too, as results/models/NAME")
     publish.set_defaults(run=_runs_publish)
 
     params = commands.add_parser("params", help="every parameter of a run with type, range, default and meaning")
@@ -118,7 +119,7 @@ def _runs_show(options: argparse.Namespace) -> int:
 def _runs_publish(options: argparse.Namespace) -> int:
     from lipcert.records import publish
 
-    print(publish(options.id))
+    print(publish(options.id, options.model))
     return 0
 
 

@@ -88,7 +88,8 @@ def finish(name: str, figure: "Canvas", alt: str, head: Sequence[str], rows: Seq
     svg = re.sub(r'(<svg [^>]*?) height="[^"]*pt"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?) width="[^"]*pt"', r"\1", svg, count=1)
     # A style element would reach the whole page the figure stands in.
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL).replace("<svg ", '<svg style="stroke-linejoin:round" ', 1)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = svg.replace("<svg ", '<svg style="stroke-linejoin:round" ', 1)
     svg = svg.replace(INK, "currentColor")
     svg = re.sub(r"font: ([^'\"]*?)'[^']*'[^;\"]*", r"font: \1sans-serif", svg)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
@@ -135,7 +136,8 @@ def _comparison_row(axes: "Axes", y: float, c: Comparison, middle: float) -> Non
         axes.plot([paper, c.mean], [y, y], color=FAINT, linewidth=1.2, zorder=1)
         axes.plot([min(c.ours), max(c.ours)], [y, y], color=BLUE, linewidth=3, zorder=2)
         axes.plot(c.mean, y, marker, color=BLUE, markersize=9, zorder=3)
-    axes.plot(paper, y, marker, markerfacecolor="none", markeredgecolor=VERMILLION, markeredgewidth=1.8, markersize=9, zorder=4)
+    hollow = {"markerfacecolor": "none", "markeredgecolor": VERMILLION, "markeredgewidth": 1.8}
+    axes.plot(paper, y, marker, **hollow, markersize=9, zorder=4)
     note = f"paper {c.row.value}" + (f", ours {c.mean:.2f}" if c.ours else f", ours {c.status}")
     ends = sorted([paper, *c.ours])
     # Towards the middle, so that no label leaves the figure.
@@ -205,9 +207,8 @@ def vra_figure(one_per_dataset: bool = False) -> "Figure | Markdown":
     axes.set_xticks([0, 36, 72, 108, 144], ["0", "36/255", "72/255", "108/255", "144/255"])
     axes.grid()
     words = "Verified-robust accuracy against the radius. Solid: certified. Dotted: what the power method claims. "
-    return finish(
-        "vra-over-radius", figure, words + "; ".join(alt) + ".", ("run", "radius", "certified_percent", "estimated_percent"), rows
-    )
+    head = ("run", "radius", "certified_percent", "estimated_percent")
+    return finish("vra-over-radius", figure, words + "; ".join(alt) + ".", head, rows)
 
 
 def _draw_peers(axes: "Axes", datasets: set[str], rows: list) -> list[str]:
@@ -218,10 +219,8 @@ def _draw_peers(axes: "Axes", datasets: set[str], rows: list) -> list[str]:
             found = [p for p in load_published() if p.id.startswith(prefix) and p.metric in ("vra", "clean")]
             x = [float(Radius(p.radius).exact) * 255 for p in found]
             y = [float(p.value) for p in found]
-            axes.plot(
-                x, y, marker, markerfacecolor="none", markeredgecolor=INK, markersize=7, linestyle="none", clip_on=False,
-                label=f"{words}, estimated: not comparable",
-            )  # fmt: skip
+            hollow = {"markerfacecolor": "none", "markeredgecolor": INK, "linestyle": "none", "clip_on": False}
+            axes.plot(x, y, marker, **hollow, markersize=7, label=f"{words}, estimated: not comparable")
             rows += [(p.id, p.radius, "", p.value) for p in found]
             alt.append(f"{words} (not comparable): " + ", ".join(f"{p.value} % at {p.radius}" for p in found))
     if alt:
@@ -246,23 +245,25 @@ def vra_figure_words(one_per_dataset: bool = False) -> Markdown:
         gap = max((e - p for p, e in zip(proven, estimated, strict=True)), default=0.0)
         lines.append(
             f"{data_name(r)}, {network_name(r)}: half of the images are right and certified beyond radius "
-            f"{_down(ordered[len(ordered) // 2])}/255, the best one beyond {_down(ordered[-1])}/255; the power method's "
-            f"claim exceeds the proof by at most {255 * gap:.2g}/255."
+            f"{_down(ordered[len(ordered) // 2])}/255, the best one beyond {_down(ordered[-1])}/255; the power "
+            f"method's claim exceeds the proof by at most {255 * gap:.2g}/255."
         )
-    return Markdown("Solid lines are certified, dotted ones are the power method's claim. " + " ".join(lines) if lines else "")
+    opening = "Solid lines are certified, dotted ones are the power method's claim. "
+    return Markdown(opening + " ".join(lines) if lines else "")
 
 
 def training_curve(record: Record) -> Figure:
     """Accuracy, estimated VRA and loss of the training batches against the images seen."""
     rows = read_curve(record)
     figure, axes = canvas(6, 3.6)
-    x = [row["images"] / 1e6 for row in rows]
+    unit, word = (1e6, "millions") if rows[-1]["images"] >= 1e6 else (1e3, "thousands")
+    x = [row["images"] / unit for row in rows]
     series = (("train_accuracy", "accuracy", "-", BLUE), ("train_vra_estimated", "VRA, estimated", "--", VERMILLION))
     for key, label, dash, colour in series:
         y = [100 * row[key] for row in rows]
         axes.plot(x, y, dash, color=colour, linewidth=1.6)
         axes.annotate(label, (x[-1], y[-1]), (5, 0), textcoords="offset points", va="center", color=INK, fontsize=10)
-    axes.set(xlabel="images seen, millions", ylabel="training batches, %", ylim=(0, 100), xlim=(0, x[-1] * 1.0))
+    axes.set(xlabel=f"images seen, {word}", ylabel="training batches, %", ylim=(0, 100), xlim=(0, x[-1]))
     axes.grid()
     last = rows[-1]
     alt = (
@@ -287,9 +288,9 @@ def training_curve_words(record: Record) -> Markdown:
     last = rows[-1]
     share = 100 * top["images"] / last["images"]
     return Markdown(
-        f"The training radius grows from {rows[0]['radius_train']:.3f} to {last['radius_train']:.3f}, so the estimated VRA "
-        f"at the training radius peaks after {share:.0f} % of the run at {100 * top['train_vra_estimated']:.1f} % and "
-        f"ends at {100 * last['train_vra_estimated']:.1f} %, while accuracy ends at {100 * last['train_accuracy']:.1f} %. "
+        f"The training radius grows from {rows[0]['radius_train']:.3f} to {last['radius_train']:.3f}. The estimated "
+        f"VRA at that radius peaks after {share:.0f} % of the run at {100 * top['train_vra_estimated']:.1f} % and ends "
+        f"at {100 * last['train_vra_estimated']:.1f} %, accuracy ends at {100 * last['train_accuracy']:.1f} %. "
         f"The estimated constant of the backbone goes from {rows[0]['lipschitz_estimate']:.3g} to "
         f"{last['lipschitz_estimate']:.3g}."
     )

@@ -122,9 +122,11 @@ def read_operator(layer: nn.Module, input_shape: tuple[int, ...], device: torch.
     name = type(layer).__name__
     if type(layer) not in (nn.Linear, nn.Conv2d):
         raise TypeError(f"no l2 bound for {name}: only plain nn.Linear and nn.Conv2d; materialise or remove the layer")
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        raise TypeError(f"no l2 bound for {name} with forward hooks: a hook may change the map; remove it first")
+    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+        raise TypeError(f"no l2 bound for {name} with forward hooks or a replaced forward: remove them first")
     weights = layer.weight.detach()
+    if type(weights) is not Tensor:
+        raise TypeError(f"no l2 bound for {name} with weights of {type(weights).__name__}: must be a plain Tensor")
     if weights.layout != torch.strided or weights.is_meta or not weights.dtype.is_floating_point:
         raise ValueError(f"{name} weights of {weights.dtype}, {weights.layout}: must be stored real floating point")
     if weights.numel() == 0:
@@ -163,6 +165,8 @@ def _axes(layer: nn.Conv2d, shape: tuple[int, ...]) -> tuple[Axis, Axis]:
             raise ValueError(f"padding={layer.padding!r}: must be 'same', 'valid' or two integers")
         else:
             front = back = layer.padding[index]
+        if front < 0:
+            raise ValueError(f"padding={layer.padding!r}: must not be negative")
         axis = Axis(shape[1 + index], taps[index], stride, dilation, front, back, layer.padding_mode == "circular")
         if axis.size + front + back < axis.extent:
             raise ValueError(f"input_shape={shape}: smaller than the kernel ({axis.extent}) even when padded")

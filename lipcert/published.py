@@ -25,13 +25,14 @@ EVIDENCE = {
 # What makes a network and its task; all other settings are schedule.
 NETWORK_FIELDS = ("dataset", "classes", "family", "depth", "width", "neck", "neck_width", "stem", "loss")
 _NOT_SCHEDULE = {
-    *NETWORK_FIELDS, "device", "published", "report_radii", "seed", "class_seed", "validation", "steps", "epochs", "minutes",
+    *NETWORK_FIELDS, "device", "published", "report_radii", "seed", "class_seed", "validation", "steps", "epochs",
+    "minutes",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
-    """One published number. `value` keeps the printed text in per cent, `norm` is empty and `radius` 0 for clean accuracy."""
+    """One published number. `value` is the printed text in per cent; clean accuracy has no norm and radius 0."""
 
     id: str
     paper: str
@@ -63,7 +64,7 @@ class Preset:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published number beside ours. `ours` holds per cent, one value per seed; `others` name the row but do not count."""
+    """A published number beside `ours`, per cent and one value per seed; `others` name the row but do not count."""
 
     row: Row
     preset: Preset
@@ -119,9 +120,8 @@ def load_published(path: Path | None = None) -> list[Row]:
                     raise ValueError(f"evidence={fields['evidence']!r}: must be one of {', '.join(EVIDENCE)}")
                 size = fields.pop("parameters_millions")
                 year, classes = int(fields.pop("year")), int(fields.pop("classes"))
-                rows.append(
-                    Row(**fields, value=value, year=year, classes=classes, parameters_millions=float(size) if size else None)
-                )
+                size = float(size) if size else None
+                rows.append(Row(**fields, value=value, year=year, classes=classes, parameters_millions=size))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"published.csv, line {line}: {error}") from error
     return rows

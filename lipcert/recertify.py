@@ -16,6 +16,7 @@ from lipcert.evaluate import write_radii
 from lipcert.models import load, load_network
 from lipcert.paths import local_dir
 from lipcert.provenance import tensors_sha256
+from lipcert.report import Markdown, percent, table
 
 
 class Request(Settings):
@@ -63,20 +64,20 @@ class Recertified:
             certified_correct(c.prediction_B, c.estimated_radius_B, self.labels_N, radius),
         )
 
-    def table(self) -> str:
-        """VRA at every radius, Markdown."""
-        total, c = len(self.labels_N), self.certificates
-        rows = [f"| l2 radius | certified ({c.guarantee}) | estimated | images |", "|---|---|---|---|"]
-        rows += [f"| 0 (clean) | {self.clean() / total:.2%} | | {total} |"]
+    def table(self) -> Markdown:
+        """VRA at every radius."""
+        total = len(self.labels_N)
+        rows = [("0 (clean)", percent(self.clean() / total), "", total)]
         for radius in self.radii:
-            proven, estimated = self.counts(radius)
-            rows.append(f"| {radius} | {proven / total:.2%} | {estimated / total:.2%} | {total} |")
-        return "\n".join(rows)
+            rows.append((radius, *(percent(count / total) for count in self.counts(radius)), total))
+        head = ("l2 radius", f"certified ({self.certificates.guarantee})", "estimated", "images")
+        return table(head, rows, right=(1, 2, 3))
 
-    def image_table(self) -> str:
-        """One row per image, Markdown."""
-        rows = ["| image | label | prediction | runner-up | certified l2 radius |", "|---|---|---|---|---|"]
-        return "\n".join(rows + [f"| {' | '.join(row)} |" for row in self.image_rows()])
+    def image_table(self) -> Markdown:
+        """One row per image."""
+        return table(
+            ("image", "label", "prediction", "runner-up", "certified l2 radius"), self.image_rows(), right=(4,)
+        )
 
     def image_rows(self) -> list[tuple[str, str, str, str, str]]:
         """Number, label, prediction, runner-up and radius of every image as text; radii are cut, never rounded up."""
@@ -98,16 +99,17 @@ class Recertified:
                 rows.append((number, names[label], names[predicted] + wrong, names[rival], cut(radius)))
         return rows
 
-    def bounds_table(self) -> str:
-        """Constants of the backbone, layer by layer (factors of exactly 1 left out), Markdown."""
+    def bounds_table(self) -> Markdown:
+        """Constants of the backbone, layer by layer; factors of exactly 1 are left out."""
         bounds = self.certificates.bounds
-        rows = ["| layer | proven lower end | proven upper end | power method | how |", "|---|---|---|---|---|"]
-        for b in bounds.layers:
-            if b.enclosure.method != "1-Lipschitz":
-                e = b.enclosure
-                rows.append(f"| {b.name} | {e.lower:.6f} | {e.upper:.6f} | {b.estimate:.6f} | {e.method} |")
-        rows.append(f"| **product** | {bounds.lower:.6g} | {bounds.upper:.6g} | {bounds.estimate:.6g} | |")
-        return "\n".join(rows)
+        rows = [
+            (b.name, f"{b.enclosure.lower:.6f}", f"{b.estimate:.6f}", f"{b.enclosure.upper:.6f}", b.enclosure.method)
+            for b in bounds.layers
+            if b.enclosure.method != "1-Lipschitz"
+        ]
+        rows.append(("**product**", *(f"{x:.6g}" for x in (bounds.lower, bounds.estimate, bounds.upper)), ""))
+        head = ("layer", "proven lower end", "power method", "proven upper end", "how")
+        return table(head, rows, right=(1, 2, 3))
 
 
 def recertify(request: Request) -> Recertified:

@@ -208,8 +208,12 @@ def find_record(run: str) -> tuple[Record, Path]:
     raise RecordError(f"no run {run!r}; there are: {', '.join(known) or 'none'}")
 
 
-def publish(run: str) -> Path:
+def publish(run: str, model: str | None = None) -> Path:
     """Copy one of your runs, with curve and per-image radii, to `results/`, where the study's tables come from.
+
+    Args:
+        run: id or its unique beginning.
+        model: also ship the network, as `results/models/<model>`; for small networks only.
 
     Raises:
         RecordError: unknown run, one that did not finish, one measured on a validation split, or one whose code was
@@ -233,5 +237,12 @@ def publish(run: str) -> Path:
             target = results_dir() / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, target)
-    model = record.model.model_copy(update={"file": None})
-    return write_record(record.model_copy(update={"model": model}), results_dir())
+    shipped = None
+    if model is not None:
+        shipped = f"models/{model}.safetensors"
+        source, target = folder / record.model.file, results_dir() / shipped
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        shutil.copyfile(source.with_suffix(".json"), target.with_suffix(".json"))
+    kept = record.model.model_copy(update={"file": shipped})
+    return write_record(record.model_copy(update={"model": kept}), results_dir())

@@ -3,6 +3,7 @@
 Accuracies are fractions in the data and per cent only here. Importing this module imports neither torch nor pandas.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from lipcert.radius import Radius
 from lipcert.records import Record, RecordError, load_records, read_record
 
 DATASETS = {
-    "digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny_imagenet": "Tiny-ImageNet",
-    "imagenet": "ImageNet", "imagenet64": "ImageNet 64x64", "fashion_mnist": "Fashion-MNIST",
+    "digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",
+    "fashion_mnist": "Fashion-MNIST", "tiny_imagenet": "Tiny-ImageNet", "imagenet": "ImageNet",
+    "imagenet64": "ImageNet 64x64",
 }  # fmt: skip
 FAMILIES = {"liresnet": "LiResNet"}
 LOSSES = {"emma": "EMMA", "emma_fixed": "EMMA at fixed radius", "gloro": "GloRo"}
@@ -94,9 +96,9 @@ def bounds_table(record: Record) -> Markdown:
     if record.bounds is None:
         return Markdown("This run was stopped before its bounds were proven.")
     layers = [x for x in record.bounds.layers if x.method != "1-Lipschitz"]
-    rows = [(f"`{x.name}`", x.kind, f"{x.lower:.6f}", f"{x.estimate:.6f}", f"{x.upper:.6f}", x.method) for x in layers]
+    rows = [(f"`{x.name}`", x.kind, _down(x.lower), f"{x.estimate:.4f}", _up(x.upper), x.method) for x in layers]
     b = record.bounds
-    rows.append(("backbone", "product", f"{b.lower:.6f}", f"{b.estimate:.6f}", f"{b.upper:.6f}", ""))
+    rows.append(("backbone", "product", _down(b.lower), f"{b.estimate:.4f}", _up(b.upper), ""))
     return table(("layer", "kind", "at least", "estimate", "at most", "proof"), rows, right=(2, 3, 4))
 
 
@@ -108,16 +110,25 @@ def bounds_words(record: Record) -> Markdown:
     layers = [x for x in b.layers if x.method != "1-Lipschitz"]
     wide = max(layers, key=lambda x: x.upper / x.lower)
     low = [x for x in layers if x.estimate < x.lower]
-    return Markdown(
-        f"The backbone's constant is at most {b.upper:.6g}; the power method says {b.estimate:.6g}, "
-        f"{100 * (1 - b.estimate / b.upper):.2g} % less. The widest enclosure of a layer, `{wide.name}`, is "
-        f"{100 * (wide.upper / wide.lower - 1):.2g} % wide. In {len(low)} of {len(layers)} layers the estimate lies below "
-        "the proven lower end, so there it is certainly wrong."
+    verdict = (
+        f"In {len(low)} of {len(layers)} layers the estimate lies below the proven lower end, so it is too small."
         if low
-        else f"The backbone's constant is at most {b.upper:.6g}; the power method says {b.estimate:.6g}, "
-        f"{100 * (1 - b.estimate / b.upper):.2g} % less. The widest enclosure of a layer, `{wide.name}`, is "
-        f"{100 * (wide.upper / wide.lower - 1):.2g} % wide, and no estimate lies below the proven lower end of its layer."
+        else "No estimate lies below the proven lower end of its layer."
     )
+    return Markdown(
+        f"The backbone's constant is at most {_up(b.upper)}; the power method says {b.estimate:.4f}, "
+        f"{100 * (1 - b.estimate / b.upper):.2g} % less. The widest enclosure of a layer, `{wide.name}`, is "
+        f"{100 * (wide.upper / wide.lower - 1):.2g} % wide. {verdict}"
+    )
+
+
+def _up(value: float, digits: int = 4) -> str:
+    """Rounded up: a printed bound is never below the proven one."""
+    return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"
+
+
+def _down(value: float, digits: int = 4) -> str:
+    return f"{math.floor(value * 10**digits) / 10**digits:.{digits}f}"
 
 
 def study_records() -> list[Record]:
@@ -174,8 +185,8 @@ def study_words() -> Markdown:
         estimated = r.result(radius, "estimated")
         line = (
             f"On {name}, {network_name(r)} with {r.model.parameters / 1e6:.2f} M parameters is right on "
-            f"{percent(r.clean_accuracy())} of {r.test.images:,} test images and certified ({result.guarantee}) as well "
-            f"on {percent(r.vra(radius))} at ℓ₂ radius {radius}."
+            f"{percent(r.clean_accuracy())} of {r.test.images:,} test images, and both right and certified "
+            f"({result.guarantee}) at ℓ₂ radius {radius} on {percent(r.vra(radius))}."
         )
         if estimated:
             extra = estimated.certified_correct - result.certified_correct
@@ -205,7 +216,7 @@ def local_table() -> Markdown:
     """Your own runs, apart from the study's."""
     records, damaged = local_records()
     if not records and not damaged:
-        return Markdown("You have no runs of your own yet. The first one appears here after the next build of the book.")
+        return Markdown("You have no runs of your own yet. The first appears here when the book is built again.")
     rows = [(f"`{r.id}`", _status(r), f"{r.training.images:,}", *_local_figures(r)) for r in records]
     head = ("run", "status", "images seen", "clean", "VRA", "estimated")
     text = table(head, rows, right=(2, 3)) if rows else ""

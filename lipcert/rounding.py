@@ -100,8 +100,11 @@ class Arithmetic:
 
     IEEE binary64 with rounding to nearest meets this with u = 2**-53 and w = 2**-1022 in every order of summation,
     with or without fused multiply-add: k products and k - 1 additions each add at most w when they underflow (w, not
-    2**-1074, so results and operands below 2**-1022 may be flushed to zero), and each such error grows by at most
-    1 + gamma_k < 2 on its way to the result. Not covered: Strassen, Winograd, FFT, TF32, emulated float64.
+    2**-1074, so results below 2**-1022 may be flushed to zero), and each such error grows by at most 1 + gamma_k < 2
+    on its way to the result. Operands below w may be read as zero too: a sum then changes by at most w for each; a
+    factor of a product is either a weight (`power_of_two_scaled` leaves none so small), a frequency block (its own
+    error bound has room for w), or a witness, and a flushed witness is as good as any.
+    Not covered: Strassen, Winograd, FFT, TF32, emulated float64.
     """
 
     unit = Fraction(1, 2**53)

@@ -15,16 +15,16 @@ def scoreboard() -> Markdown:
     comparisons, total = compare(load_records()), len(load_published())
     measured = [c for c in comparisons if c.ours]
     at_or_above = sum(c.at_or_above for c in measured)
+    opening = f"**{len(measured)} of {len(comparisons)} published numbers re-measured**"
+    rest = len(comparisons) - len(measured)
+    if not measured:
+        opening += ": no network of a paper's own size has been trained here yet."
+    else:
+        below = len(measured) - at_or_above
+        opening += f", {at_or_above} at or above the paper, {below} below, {rest or 'none'} not run."
     return Markdown(
-        f"**{len(measured)} of {len(comparisons)} published numbers re-measured**, {at_or_above} at or above the paper, "
-        f"{len(measured) - at_or_above} below, {_rest(len(comparisons) - len(measured))} not run. The other "
-        f"{total - len(comparisons)} of the {total} numbers in our list have no preset here yet. "
-        f"Counted from the records of commit `{commit()}`."
+        f"{opening} Counted are the numbers with a preset, out of {total} in our list; records as of `{commit()}`."
     )
-
-
-def _rest(count: int) -> str:
-    return "none" if count == 0 else f"the other {count}"
 
 
 def comparison_table() -> Markdown:
@@ -74,7 +74,8 @@ def deviations() -> Markdown:
             lines.append(f"- `{record.id}`: {'; '.join(found) or 'no difference in the settings'}.")
         for record in c.others:
             lines.append(f"- `{record.id}` names `{c.row.id}` but is not comparable and not counted.")
-    return Markdown("\n".join(dict.fromkeys(lines)) or "No preset has been run at full length yet, so there is nothing to list.")
+    nothing = "No preset has been run at full length yet, so there is nothing to list."
+    return Markdown("\n".join(dict.fromkeys(lines)) or nothing)
 
 
 def evidence_words() -> Markdown:
@@ -82,7 +83,8 @@ def evidence_words() -> Markdown:
     rows = load_published()
     count = Counter(row.evidence for row in rows)
     parts = ", ".join(f"{count[key]} are {words}" for key, words in EVIDENCE.items() if count[key])
-    return Markdown(f"`results/published.csv` holds {len(rows)} numbers from {len({r.paper for r in rows})} works: {parts}.")
+    papers = len({row.paper for row in rows})
+    return Markdown(f"`results/published.csv` holds {len(rows)} numbers from {papers} works: {parts}.")
 
 
 def evidence_table() -> Markdown:

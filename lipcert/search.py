@@ -48,7 +48,9 @@ def lanczos(
         for _ in range(2):
             image_N = image_N - (known @ image_N) @ known
         length = float(image_N.norm())
-        finished = step + 1 == steps or length <= 1e-7 * max(abs(diagonal[0]), 1e-30)
+        # What is left after orthogonalisation is rounding noise, no direction: the subspace is invariant.
+        exhausted = length <= 100 * torch.finfo(basis.dtype).eps * max(max(diagonal), 1e-30)
+        finished = exhausted or step + 1 == steps
         if finished or (step + 1) % _CHECK_EVERY == 0:
             last = (len(diagonal) - 1, len(diagonal) - 1)
             values, vectors = eigh_tridiagonal(diagonal, off_diagonal, select="i", select_range=last)

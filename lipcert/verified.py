@@ -34,8 +34,9 @@ from lipcert.rounding import Arithmetic, exact, largest, root_up
 from lipcert.search import largest_eigenvalue, top_of_gram
 
 _MARGIN = 2.0**-30  # c2 starts this much above the guess: 4.7e-10 of the norm
-_ATTEMPTS = 24
-_SUSPECTS = 8  # blocks decomposed in full when a factorisation fails
+_ATTEMPTS = 40  # the margin doubles each time
+_DECOMPOSITIONS = 3  # at so many failures, look at the eigenvalues of the blocks that failed
+_SUSPECTS = 8
 
 
 class GramCheck:
@@ -86,18 +87,17 @@ def prove_below(check: GramCheck, guess: float) -> Fraction:
 
     Should no factorisation succeed, R = 0 still proves something: c2 + ||c2 I - G||_F plus rounding.
     """
-    margin, square = _MARGIN, max(guess, 2.0**-100) * (1 + _MARGIN)
-    for _ in range(_ATTEMPTS):
+    guess, square = max(guess, 2.0**-100), 0.0
+    for attempt in range(_ATTEMPTS):
+        square = guess * (1 + _MARGIN * 2**attempt)
         shifted_BNN = check.shifted(square)
         factor_BNN, failed_B = torch.linalg.cholesky_ex(shifted_BNN, upper=True)
         if not bool(failed_B.any()):
             return check.bound(square, shifted_BNN, factor_BNN)
-        if margin == _MARGIN:
+        if attempt < _DECOMPOSITIONS:
             suspects_BNN = check.gram_BNN[failed_B != 0]
             order = suspects_BNN.square().sum(dim=(-2, -1)).topk(min(_SUSPECTS, len(suspects_BNN))).indices
-            square = max(square, largest_eigenvalue(suspects_BNN[order]))
-        margin *= 4
-        square *= 1 + margin
+            guess = max(guess, largest_eigenvalue(suspects_BNN[order]))
     shifted_BNN = check.shifted(square)
     return check.bound(square, shifted_BNN, torch.zeros_like(shifted_BNN))
 

@@ -1,0 +1,35 @@
+"""What every test gets: one thread, results in a temporary folder, downloaded sets only where they are."""
+
+import pytest
+import torch
+
+from lipcert.paths import data_dir
+
+# torchvision's folders inside LIPCERT_DATA.
+_FOLDERS = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path_factory, monkeypatch):
+    """LIPCERT_RESULTS in a temporary folder, so that no test writes into the checkout; returns the folder."""
+    folder = tmp_path_factory.mktemp("results")
+    monkeypatch.setenv("LIPCERT_RESULTS", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The same sums in the same order whatever else runs on the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def pytest_runtest_setup(item):
+    """`@pytest.mark.data("cifar10")`: skipped, with the reason, where the set was not downloaded."""
+    for marker in item.iter_markers("data"):
+        for name in marker.args:
+            folder = data_dir() / _FOLDERS[name]
+            if not folder.exists():
+                pytest.skip(f"{name} is not in {data_dir()}: download it or set LIPCERT_DATA")

@@ -1,0 +1,522 @@
+"""The certifier against exact truth, and everything it must refuse."""
+
+import itertools
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from nets import grey, identity_net, linear, razor_edge, shift_net, signed_permutation, tiny_model
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from lipcert.certify import (
+    ABSTAIN,
+    NotCertifiable,
+    certified_correct,
+    certify,
+    chain_bounds,
+    margin_radius,
+    vra,
+)
+from lipcert.data import load_dataset, to_unit
+from lipcert.layers import MinMax
+from lipcert.radius import Radius
+
+REFUSED = (NotCertifiable, TypeError, ValueError, ArithmeticError, NotImplementedError, RuntimeError)
+
+
+def exact_square(vector) -> Fraction:
+    return sum((Fraction(float(v)) ** 2 for v in vector), start=Fraction(0))
+
+
+# --- exact truth -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_linear_classifier_is_exact_to_1e_9_and_never_above(seed):
+    generator = torch.Generator().manual_seed(seed)
+    classes, pixels = 5, 6
+    weight = torch.randint(-9, 10, (classes, pixels), generator=generator)
+    bias = torch.randint(-9, 10, (classes,), generator=generator)
+    images = torch.randint(0, 257, (8, 1, 2, 3), generator=generator).double() / 256
+    result = certify(nn.Sequential(nn.Flatten(), linear(weight, bias)).eval(), images)
+    for image, predicted, radius, rival in zip(
+        images, result.prediction_B.tolist(), result.radius_B.tolist(), result.runner_up_B.tolist(), strict=True
+    ):
+        x = [Fraction(v) for v in image.flatten().tolist()]
+        z = [sum(int(w) * v for w, v in zip(row, x, strict=True)) + int(b) for row, b in zip(weight, bias, strict=True)]
+        best = max(z)
+        if z.count(best) > 1:
+            assert (predicted, radius, rival) == (ABSTAIN, 0.0, ABSTAIN)
+            continue
+        assert predicted == z.index(best)
+        squared = {
+            j: (best - z[j]) ** 2 / exact_square(weight[predicted] - weight[j]) for j in range(classes) if j != predicted
+        }
+        truth = min(squared.values())
+        assert Fraction(radius) ** 2 < truth
+        assert math.isclose(radius, math.sqrt(truth), rel_tol=1e-9)
+        assert squared[rival] == truth
+
+
+def test_runner_up_is_the_nearest_boundary_not_the_second_logit():
+    # Class 1 has the second logit, but class 2's row is far away from class 0's and its boundary nearer.
+    net = nn.Sequential(nn.Flatten(), linear([[0.0, 0.0], [0.1, 0.0], [0.0, 9.0]], [2.0, 1.0, -4.0])).eval()
+    result = certify(net, torch.full((1, 1, 1, 2), 0.5))
+    assert result.logits_BK[0].argsort(descending=True).tolist() == [0, 1, 2]
+    assert result.runner_up_B.tolist() == [2]
+    assert result.radius_B.item() == pytest.approx(1.5 / 9, rel=1e-8)
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_razor_edge_nets_hold_inside_and_break_outside(block):
+    for seed in range(block * 60, block * 60 + 60):
+        net, image, truth, direction = razor_edge(seed)
+        result = certify(net, image)
+        assert result.prediction_B.tolist() == [0], seed
+        certified = result.radius_B.item()
+        assert certified < truth, seed
+        assert Radius(truth * (1 - 1e-7)).within(certified), seed
+        assert not Radius(truth * (1 + 1e-7)).within(certified), seed
+        precise = net.double()
+        assert precise(image + truth * (1 - 1e-7) * direction).argmax().item() == 0, seed
+        assert precise(image + truth * (1 + 1e-7) * direction).argmax().item() == 1, seed
+
+
+def test_margin_matrix_is_above_the_exact_one_and_tight():
+    torch.manual_seed(0)
+    for scale in (1.0, 2.0**-20, 2.0**30):
+        net = nn.Sequential(nn.Flatten(), linear(torch.randn(5, 4)), linear(torch.randn(4, 5) * scale)).eval()
+        bounds = chain_bounds(net, (1, 2, 2))
+        rows = net[-1].weight
+        for i, j in itertools.permutations(range(4), 2):
+            squared = exact_square(rows[i].double() - rows[j].double()) * Fraction(bounds.upper) ** 2
+            bound = Fraction(bounds.margin_lipschitz_KK[i, j].item())
+            assert squared <= bound**2 <= squared * (1 + Fraction(1, 10**12))
+        assert bounds.margin_lipschitz_KK.diagonal().tolist() == [0.0] * 4
+
+
+def test_products_over_layers_are_rounded_outwards():
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Flatten(), *(linear(torch.randn(4, 4)) for _ in range(6)), linear(torch.randn(3, 4))).eval()
+    bounds = chain_bounds(net, (1, 2, 2))
+    assert Fraction(bounds.upper) >= math.prod(Fraction(b.enclosure.upper) for b in bounds.layers)
+    assert Fraction(bounds.lower) <= math.prod(Fraction(b.enclosure.lower) for b in bounds.layers)
+    product = torch.linalg.multi_dot([layer.weight.double() for layer in list(net)[1:-1]][::-1])
+    assert torch.linalg.matrix_norm(product, 2).item() <= bounds.upper
+
+
+def test_scaling_layers_by_powers_of_two_leaves_radii_unchanged():
+    model = tiny_model(3, neck="dense").plain()
+    images = torch.rand(5, 1, 8, 8, dtype=torch.float64)
+    before = certify(model, images)
+    for power in (-40, 7, 30):
+        # Everything up to the head is positively homogeneous from here on, the last pair undoes the scale.
+        dense, head = model.neck_dense, model.head
+        with torch.no_grad():
+            dense.weight *= 2.0**power
+            dense.bias *= 2.0**power
+            head.weight *= 2.0**-power
+        after = certify(model, images)
+        assert torch.equal(after.prediction_B, before.prediction_B)
+        torch.testing.assert_close(after.radius_B, before.radius_B, rtol=1e-14, atol=0)
+        with torch.no_grad():
+            dense.weight *= 2.0**-power
+            dense.bias *= 2.0**-power
+            head.weight *= 2.0**power
+
+
+def test_shifting_all_logits_leaves_radii_unchanged():
+    net = identity_net()
+    before = certify(net, grey())
+    with torch.no_grad():
+        net[-1].bias += 4.0
+    assert torch.equal(certify(net, grey()).radius_B, before.radius_B)
+
+
+# --- what the result does not depend on -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits_net():
+    """A few steps of training, so that margins are not noise, and some test images."""
+    data = load_dataset("digits")
+    model = tiny_model(0)
+    images = to_unit(data.train.images_NCHW, data.scale)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for step in range(60):
+        index = torch.arange(step * 128, (step + 1) * 128) % len(images)
+        loss = nn.functional.cross_entropy(8 * model(images[index]), data.train.labels_N[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    chain = model.plain()
+    test = to_unit(data.test.images_NCHW[:150], data.scale, torch.float64)
+    return chain, test, data.test.labels_N[:150], chain_bounds(chain, (1, 8, 8))
+
+
+def test_bytes_do_not_depend_on_batching(digits_net):
+    chain, images, _, bounds = digits_net
+    whole = certify(chain, images, bounds=bounds)
+    for size in (1, 7):
+        parts = [certify(chain, images[i : i + size], bounds=bounds) for i in range(0, 60, size)]
+        for name in ("prediction_B", "radius_B", "runner_up_B", "logits_BK", "estimated_radius_B"):
+            joined = torch.cat([getattr(part, name) for part in parts])
+            assert torch.equal(joined[:60], getattr(whole, name)[:60]), (size, name)
+
+
+def test_bytes_do_not_depend_on_the_order_of_images(digits_net):
+    chain, images, _, bounds = digits_net
+    whole = certify(chain, images, bounds=bounds)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    permuted = certify(chain, images[order], bounds=bounds)
+    assert torch.equal(permuted.logits_BK, whole.logits_BK[order])
+    assert torch.equal(permuted.radius_B, whole.radius_B[order])
+
+
+def test_callers_settings_do_not_reach_the_arithmetic(digits_net):
+    chain, images, _, bounds = digits_net
+    plain = certify(chain, images[:9], bounds=bounds)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(certify(chain, images[:9]).radius_B, plain.radius_B)
+    assert plain.logits_BK.dtype == plain.radius_B.dtype == torch.float64
+    assert chain.head.weight.dtype == torch.float32, "the caller's chain must stay as it was"
+
+
+def test_inference_mode_is_no_obstacle(digits_net):
+    chain, images, _, bounds = digits_net
+    with torch.inference_mode():
+        inside = certify(chain, images[:3], bounds=bounds).radius_B.clone()
+    assert torch.equal(inside, certify(chain, images[:3], bounds=bounds).radius_B)
+
+
+def test_network_and_its_plain_chain_certify_alike():
+    model = tiny_model(4)
+    images = torch.rand(3, 1, 8, 8)
+    assert torch.equal(certify(model, images).radius_B, certify(model.plain(), images).radius_B)
+
+
+# --- VRA --------------------------------------------------------------------------------------------------------------
+
+
+def test_vra_counts_as_a_loop_does(digits_net):
+    chain, images, labels, bounds = digits_net
+    result = certify(chain, images, bounds=bounds)
+    for radius in ("0", "1/255", "36/255", "0.3", "10"):
+        count = sum(
+            p == y and p != ABSTAIN and Fraction(r) >= Radius(radius).exact
+            for p, r, y in zip(result.prediction_B.tolist(), result.radius_B.tolist(), labels.tolist(), strict=True)
+        )
+        assert certified_correct(result.prediction_B, result.radius_B, labels, radius) == count
+        assert vra(result, labels, Radius(radius)) == count / len(labels)
+    assert 0 < vra(result, labels, "1/255") < 1
+
+
+def test_a_radius_one_step_short_is_not_certified():
+    exact = Radius("36/255")
+    nearest = float(exact.exact)
+    radii = torch.tensor([math.nextafter(nearest, 0), nearest, math.nextafter(nearest, 1)], dtype=torch.float64)
+    expected = sum(Fraction(r) >= exact.exact for r in radii.tolist())
+    assert certified_correct(torch.zeros(3, dtype=torch.long), radii, torch.zeros(3, dtype=torch.long), exact) == expected
+
+
+def test_abstaining_never_counts_even_for_a_label_minus_one():
+    minus = torch.full((2,), ABSTAIN)
+    assert certified_correct(minus, torch.zeros(2, dtype=torch.float64), minus, "0") == 0
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(2, dtype=torch.long), torch.zeros(0, dtype=torch.long)])
+def test_labels_of_another_length_are_refused(labels):
+    with pytest.raises(NotCertifiable, match="labels"):
+        certified_correct(torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.float64), labels, "0.1")
+
+
+def test_labels_as_a_column_are_not_broadcast():
+    with pytest.raises(NotCertifiable):
+        certified_correct(
+            torch.tensor([0, 0, 0]), torch.ones(3, dtype=torch.float64), torch.zeros(3, 1, dtype=torch.long), "0.1"
+        )
+
+
+# --- margins: ties, non-finite numbers, rounding ----------------------------------------------------------------------
+
+
+def rows(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+ONES = torch.ones(3, 3, dtype=torch.float64)
+NOTHING = {
+    "tie for the top": (rows([1.0, 1.0, 0.0]), ONES),
+    "all equal": (rows([0.0, 0.0, 0.0]), ONES),
+    "NaN logit": (rows([math.nan, 1.0, 0.0]), ONES),
+    "all NaN": (rows([math.nan] * 3), ONES),
+    "NaN runner-up": (rows([2.0, math.nan, 0.0]), ONES),
+    "infinite top": (rows([math.inf, 1.0, 0.0]), ONES),
+    "minus infinite other": (rows([2.0, -math.inf, 0.0]), ONES),
+    "NaN constant": (rows([2.0, 1.0, 0.0]), ONES * math.nan),
+    "infinite constant": (rows([2.0, 1.0, 0.0]), ONES * math.inf),
+    "zero constant": (rows([2.0, 1.0, 0.0]), ONES * 0),
+    "negative constant": (rows([2.0, 1.0, 0.0]), -ONES),
+    "one bad constant": (rows([2.0, 1.0, 0.0]), torch.where(torch.eye(3).bool().roll(1, 1), math.nan, ONES)),
+    "smallest margin": (rows([5e-324, 0.0, -1.0]), ONES),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_nothing_is_promised(name):
+    predicted, radius, rival = margin_radius(*NOTHING[name])
+    assert (predicted.item(), radius.item(), rival.item()) == (ABSTAIN, 0.0, ABSTAIN)
+
+
+def test_one_bad_row_does_not_touch_the_others():
+    predicted, radius, _ = margin_radius(rows([2.0, 1.0, 0.0], [math.nan, 1.0, 0.0], [0.0, 3.0, 1.0]), ONES)
+    assert predicted.tolist() == [0, ABSTAIN, 1]
+    assert radius[0] > 0 and radius[1] == 0 and radius[2] > 0
+
+
+def test_radius_is_strictly_below_the_exact_quotient():
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.logspace(-150, 150, 400, dtype=torch.float64)
+    logits = torch.randn(400, 3, generator=generator, dtype=torch.float64) * scales[:, None]
+    lipschitz = torch.rand(3, 3, generator=generator, dtype=torch.float64) + 0.1
+    predicted, radius, _ = margin_radius(logits, lipschitz)
+    for z, j, r in zip(logits.tolist(), predicted.tolist(), radius.tolist(), strict=True):
+        truth = min((Fraction(z[j]) - Fraction(z[i])) / Fraction(lipschitz[j, i].item()) for i in range(3) if i != j)
+        assert truth * (1 - Fraction(1, 2**50)) <= Fraction(r) < truth
+
+
+def test_overflowing_margins_stay_below_the_truth():
+    for high, constant in ((1.7e308, 1e3), (1.7e308, 1e-3)):
+        _, radius, _ = margin_radius(rows([high, -high]), torch.full((2, 2), constant, dtype=torch.float64))
+        assert Fraction(radius.item()) < 2 * Fraction(high) / Fraction(constant)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+class Triple(nn.Module):
+    def forward(self, x):
+        return 3 * x
+
+
+class Louder(nn.Sequential):
+    """Looks like a chain and computes something else."""
+
+    def forward(self, x):
+        return super().forward(100 * (x - 0.5) + 0.5)
+
+
+def louder(module, inputs):
+    return (100 * (inputs[0] - 0.5) + 0.5,)
+
+
+def with_layer(layer):
+    net = identity_net()
+    return nn.Sequential(net[0], net[1], layer, net[2]).eval()
+
+
+def hooked(place, kind="register_forward_pre_hook"):
+    net = identity_net()
+    target = net if place is None else net[place]
+    getattr(target, kind)(louder if "pre" in kind else lambda module, inputs, output: 100 * output)
+    return net
+
+
+def replaced(place):
+    net = identity_net()
+    target = net if place is None else net[place]
+    original = target.forward
+    target.forward = lambda x: original(100 * (x - 0.5) + 0.5)
+    return net
+
+
+def three_channel_minmax():
+    return nn.Sequential(nn.Flatten(), linear([[1.0, 0], [0, 1], [1, 1]]), MinMax(), linear(torch.eye(2, 4), [3.0, 0])).eval()
+
+
+def training(net):
+    return net.train()
+
+
+def nan_weight():
+    net = identity_net()
+    net[1].weight[0, 0] = math.nan
+    return net
+
+
+def infinite_weight():
+    net = identity_net()
+    net[1].weight[0, 0] = math.inf
+    return net
+
+
+class Renamed(nn.Linear):
+    def forward(self, x):
+        return 100 * super().forward(x)
+
+
+REFUSALS = {
+    "BatchNorm": lambda: certify(with_layer(nn.BatchNorm1d(2)), grey()),
+    "BatchNorm on images": lambda: certify(nn.Sequential(nn.BatchNorm2d(1), *identity_net()).eval(), grey()),
+    "LayerNorm": lambda: certify(with_layer(nn.LayerNorm(2)), grey()),
+    "Dropout": lambda: certify(with_layer(nn.Dropout()), grey()),
+    "Softmax": lambda: certify(with_layer(nn.Softmax(1)), grey()),
+    "GELU": lambda: certify(with_layer(nn.GELU()), grey()),
+    "LeakyReLU": lambda: certify(with_layer(nn.LeakyReLU(3.0)), grey()),
+    "average pooling": lambda: certify(nn.Sequential(nn.AvgPool2d(1), *identity_net()).eval(), grey()),
+    "upsampling": lambda: certify(nn.Sequential(nn.Upsample(scale_factor=1), *identity_net()).eval(), grey()),
+    "custom module": lambda: certify(with_layer(Triple()), grey()),
+    "nested Sequential": lambda: certify(with_layer(nn.Sequential(Triple())), grey()),
+    "subclass of Linear": lambda: certify(with_layer(Renamed(2, 2)), grey()),
+    "no Linear at the end": lambda: certify(nn.Sequential(nn.Flatten(), nn.ReLU()).eval(), grey()),
+    "spectral_norm": lambda: certify(with_layer(parametrizations.spectral_norm(nn.Linear(2, 2))), grey()),
+    "weight_norm": lambda: certify(with_layer(parametrizations.weight_norm(nn.Linear(2, 2))), grey()),
+    "parametrised head": lambda: certify(
+        nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(2, 2))).eval(), grey()
+    ),
+    "hook on a layer": lambda: certify(hooked(1), grey()),
+    "output hook on a layer": lambda: certify(hooked(1, "register_forward_hook"), grey()),
+    "hook on the head": lambda: certify(hooked(-1), grey()),
+    "output hook on the head": lambda: certify(hooked(-1, "register_forward_hook"), grey()),
+    "hook on the chain": lambda: certify(hooked(None), grey()),
+    "output hook on the chain": lambda: certify(hooked(None, "register_forward_hook"), grey()),
+    "replaced forward of a layer": lambda: certify(replaced(1), grey()),
+    "replaced forward of the head": lambda: certify(replaced(-1), grey()),
+    "replaced forward of the chain": lambda: certify(replaced(None), grey()),
+    "subclass of Sequential": lambda: certify(Louder(*identity_net()).eval(), grey()),
+    "MinMax over three features": lambda: certify(three_channel_minmax(), grey()),
+    "Shift by a tensor that broadcasts": lambda: certify(shift_net(torch.zeros(1, 2, 1, 1)), grey()[..., :1]),
+    "padding of flat features": lambda: certify(
+        nn.Sequential(nn.Flatten(), nn.ZeroPad2d(1), linear(torch.eye(2, 4), [1.0, 0.0])).eval(), grey()
+    ),
+    "Flatten of the batch": lambda: certify(
+        nn.Sequential(nn.Flatten(0, -1), linear(torch.eye(2), [1.0, 0.0])).eval(), grey()
+    ),
+    "bare Linear": lambda: certify(linear(torch.eye(2)), grey()),
+    "plain function": lambda: certify(lambda x: x, grey()),
+    "empty chain": lambda: certify(nn.Sequential().eval(), grey()),
+    "training mode": lambda: certify(identity_net().train(), grey()),
+    "NaN weight": lambda: certify(nan_weight(), grey()),
+    "infinite weight": lambda: certify(infinite_weight(), grey()),
+    "uint8 images": lambda: certify(identity_net(), torch.zeros(1, 1, 1, 2, dtype=torch.uint8)),
+    "int64 images": lambda: certify(identity_net(), torch.zeros(1, 1, 1, 2, dtype=torch.long)),
+    "pixels to 255": lambda: certify(identity_net(), grey() * 255),
+    "pixels below 0": lambda: certify(identity_net(), grey() - 0.6),
+    "NaN pixel": lambda: certify(identity_net(), grey() * math.nan),
+    "infinite pixel": lambda: certify(identity_net(), grey() * math.inf),
+    "empty batch": lambda: certify(identity_net(), grey()[:0]),
+    "no batch dimension": lambda: certify(identity_net(), grey()[0]),
+    "wrong size": lambda: certify(identity_net(), torch.zeros(1, 1, 1, 3)),
+    "wrong channels": lambda: certify(tiny_model().plain(), torch.zeros(1, 3, 8, 8)),
+    "wrong size of a LiResNet": lambda: certify(tiny_model().plain(), torch.zeros(1, 1, 16, 16)),
+    "norm linf": lambda: certify(identity_net(), grey(), norm="linf"),
+    "method interval": lambda: certify(identity_net(), grey(), method="interval"),
+    "guarantee real": lambda: certify(identity_net(), grey(), guarantee="real"),
+    "guarantee executed": lambda: certify(identity_net(), grey(), guarantee="executed"),
+    "guarantee estimated": lambda: certify(identity_net(), grey(), guarantee="estimated"),
+    "arithmetic float32": lambda: certify(identity_net(), grey(), arithmetic="float32"),
+    "effort tight": lambda: certify(identity_net(), grey(), effort="tight"),
+    "effort unknown": lambda: certify(identity_net(), grey(), effort="hard"),
+    "reflecting convolution": lambda: certify(
+        nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), nn.Flatten(), nn.Linear(16, 2)).eval(),
+        torch.zeros(1, 1, 4, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refused(name):
+    with pytest.raises(REFUSED) as refusal:
+        REFUSALS[name]()
+    assert len(str(refusal.value)) > 15
+
+
+def test_a_refused_layer_is_named_with_its_place():
+    net = nn.Sequential()
+    for name, layer in (("first", nn.Flatten()), ("norm", nn.BatchNorm1d(2)), ("head", linear(torch.eye(2)))):
+        net.add_module(name, layer)
+    with pytest.raises(TypeError, match="BatchNorm1d at 'norm'"):
+        certify(net.eval(), grey())
+
+
+ABSTENTIONS = {
+    "NaN bias of the head": lambda: linear(torch.eye(2), [math.nan, 0.0]),
+    "infinite bias of the head": lambda: linear(torch.eye(2), [math.inf, 0.0]),
+    "NaN weight of the head": lambda: linear([[math.nan, 0.0], [0.0, 1.0]]),
+    "infinite weight of the head": lambda: linear([[math.inf, 0.0], [0.0, 1.0]]),
+    "tie": lambda: linear(torch.eye(2)),
+    "float64 head that overflows": lambda: linear([[1e200, 0], [0, 1e200]], [1.0, 0.0], torch.float64),
+}
+
+
+@pytest.mark.parametrize("name", ABSTENTIONS)
+def test_abstains_or_refuses(name):
+    net = nn.Sequential(nn.Flatten(), linear(torch.eye(2)), ABSTENTIONS[name]()).eval()
+    try:
+        result = certify(net, grey(2))
+    except REFUSED:
+        return
+    assert result.prediction_B.tolist() == [ABSTAIN] * 2
+    assert result.radius_B.tolist() == [0.0] * 2
+    assert vra(result, torch.zeros(2, dtype=torch.long), "0") == 0
+
+
+def test_a_layer_that_stands_twice_counts_twice_or_is_refused():
+    tenfold = linear(10 * torch.eye(2))
+    head = linear(torch.eye(2), [1.0, 0.0])
+    apart = nn.Sequential(nn.Flatten(), linear(10 * torch.eye(2)), linear(10 * torch.eye(2)), head).eval()
+    truth = certify(apart, grey()).radius_B
+    try:
+        tied = certify(nn.Sequential(nn.Flatten(), tenfold, tenfold, head).eval(), grey())
+    except REFUSED:
+        return
+    assert torch.equal(tied.radius_B, truth)
+
+
+def test_an_activation_that_stands_twice_is_no_loophole():
+    activation, generator = MinMax(), torch.Generator().manual_seed(0)
+    first, second = (linear(signed_permutation(4, generator)) for _ in range(2))
+    head = linear(torch.randn(2, 4, generator=generator))
+    image = torch.rand(1, 1, 2, 2, generator=generator)
+    apart = certify(nn.Sequential(nn.Flatten(), first, MinMax(), second, MinMax(), head).eval(), image)
+    try:
+        shared = certify(nn.Sequential(nn.Flatten(), first, activation, second, activation, head).eval(), image)
+    except REFUSED:
+        return
+    assert torch.equal(shared.logits_BK, apart.logits_BK) and torch.equal(shared.radius_B, apart.radius_B)
+
+
+# --- attack -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_attack_gets_inside_a_certificate(digits_net):
+    chain, images, _, bounds = digits_net
+    result = certify(chain, images, bounds=bounds)
+    precise = tiny_copy(chain)
+    labels, found = result.prediction_B, torch.full((len(images),), math.inf, dtype=torch.float64)
+    for scale in (1.5, 3.0, 8.0, 20.0):
+        budget = (scale * result.radius_B).clamp(min=1e-3)[:, None, None, None]
+        moved = torch.zeros_like(images)
+        for _ in range(25):
+            moved.requires_grad_()
+            z = precise(images + moved)
+            own = z.gather(1, labels[:, None])[:, 0]
+            other = z.scatter(1, labels[:, None], -math.inf).amax(1)
+            (gradient,) = torch.autograd.grad((other - own).sum(), moved)
+            length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
+            moved = (moved + budget * gradient / length / 5).detach()
+            size = moved.flatten(1).norm(dim=1)[:, None, None, None]
+            moved = moved * (budget / size).clamp(max=1.0)
+            broken = precise(images + moved).argmax(1) != labels
+            distance = moved.flatten(1).norm(dim=1)
+            found = torch.where(broken & (distance < found), distance, found)
+    assert found.isfinite().float().mean() > 0.5, "an attack that breaks nothing shows nothing"
+    assert (found > result.radius_B).all()
+
+
+def tiny_copy(chain):
+    import copy
+
+    return copy.deepcopy(chain).double()
