@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--model", metavar="NAME", help="ship the network, too, as results/models/NAME")
     publish.set_defaults(run=_runs_publish)
 
+    readme = commands.add_parser("readme", help="refresh the README's figure and table from results/")
+    readme.set_defaults(run=_readme)
+
     params = commands.add_parser("params", help="every parameter of a run with type, range, default and meaning")
     params.set_defaults(run=_params)
     return parser
@@ -120,6 +123,13 @@ def _runs_publish(options: argparse.Namespace) -> int:
     from lipcert.records import publish
 
     print(publish(options.id, options.model))
+    return 0
+
+
+def _readme(options: argparse.Namespace) -> int:
+    from lipcert.readme import write
+
+    print(*write(), sep="\n")
     return 0
 
 

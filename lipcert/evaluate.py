@@ -20,12 +20,12 @@ from lipcert.paths import local_dir
 from lipcert.radius import Radius
 
 if TYPE_CHECKING:
-    from lipcert.train import _Run
+    from lipcert.train import Run
 
 RADII_FIELDS = ("index", "label", "prediction", "runner_up", "radius", "radius_estimated")
 
 
-def write_results(run: "_Run", status: str) -> Path:
+def write_results(run: "Run", status: str) -> Path:
     """Certify (a finished run only) and write network, per-image radii, curve and record; returns the record's path."""
     from lipcert.train import write_curve
 
@@ -127,7 +127,7 @@ def bounds_part(certificates: Certificates) -> records.Bounds:
     )
 
 
-def training_part(run: "_Run", status: str) -> records.Training:
+def training_part(run: "Run", status: str) -> records.Training:
     """Length, speed and choices of the run."""
     images = run.step * run.batch
     memory = torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else None
@@ -140,7 +140,7 @@ def training_part(run: "_Run", status: str) -> records.Training:
     )  # fmt: skip
 
 
-def card(run: "_Run") -> dict[str, object]:
+def card(run: "Run") -> dict[str, object]:
     """What a user of the network file needs to know."""
     config, data = run.config, run.data
     return {

@@ -57,7 +57,7 @@ def _unpack(parameters: np.ndarray) -> list[np.ndarray]:
 
 
 def train_plane_net(steps: int = 120, seed: int = 3) -> PlaneNet:
-    """Three curled arms of points and a net trained on them with the fixed-radius EMMA loss; gradients by differences."""
+    """Three curled arms of points and a net trained on them with fixed-radius EMMA; gradients by differences."""
     rng = np.random.default_rng(seed)
     labels_N = np.repeat(np.arange(_CLASSES), 10)
     length_N = np.tile(np.linspace(0.5, 2.3, 10), _CLASSES)

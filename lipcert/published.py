@@ -186,3 +186,22 @@ def schedule_differences(record: Record, preset: TrainConfig) -> list[str]:
     if record.training.images != planned:
         found.append(f"images seen {record.training.images:,} (preset: {planned:,})")
     return found
+
+
+def preset_parameters(preset: Preset) -> int:
+    """Trained parameters of a preset's network, counted without allocating it (imports torch)."""
+    import torch
+
+    from lipcert.config import ModelConfig
+    from lipcert.data import DATASETS
+    from lipcert.models import build_model
+
+    config = preset.config
+    facts = DATASETS[config.dataset]
+    shared = {name: getattr(config, name) for name in ("family", "depth", "width", "neck", "neck_width", "stem")}
+    channels, size, _ = facts.shape
+    with torch.device("meta"):
+        network = build_model(
+            ModelConfig(**shared, channels=channels, input_size=size, classes=config.classes or facts.classes)
+        )
+    return network.parameter_count()

@@ -19,6 +19,7 @@ DATASETS = {
     "fashion_mnist": "Fashion-MNIST", "tiny_imagenet": "Tiny-ImageNet", "imagenet": "ImageNet",
     "imagenet64": "ImageNet 64x64",
 }  # fmt: skip
+NOTHING = "No run of this study has been published yet, so there is nothing to show here."
 FAMILIES = {"liresnet": "LiResNet"}
 LOSSES = {"emma": "EMMA", "emma_fixed": "EMMA at fixed radius", "gloro": "GloRo"}
 
@@ -137,6 +138,17 @@ def study_records() -> list[Record]:
     return sorted(results_only(load_records()), key=lambda r: (order.index(r.data.name), -r.training.images, r.id))
 
 
+def headline_record() -> Record | None:
+    """The run the method pages look into: CIFAR-10's best by VRA at its own radius, else the study's largest."""
+    records = study_records()
+    cifar10 = [r for r in records if r.data.name == "cifar10" and r.config.classes is None]
+    return max(cifar10, key=lambda r: r.vra(r.config.radius), default=max(records, key=_images, default=None))
+
+
+def _images(record: Record) -> int:
+    return record.training.images
+
+
 def study_table() -> Markdown:
     """This study's own runs: certified VRA with the power method's claim beside it."""
     records = study_records()
@@ -199,6 +211,23 @@ def _more(extra: int) -> str:
     if extra == 0:
         return "exactly as many images"
     return f"{abs(extra)} {'image' if abs(extra) == 1 else 'images'} {'more' if extra > 0 else 'fewer'}"
+
+
+def claim_table() -> Markdown:
+    """For every run of the study, the images that the power method would have claimed beyond the proof."""
+    records = study_records()
+    if not records:
+        return Markdown(NOTHING)
+    radii = _radii(records)
+    rows = [
+        (f"{data_name(r)}, {network_name(r)}", f"{r.test.images:,}", *(_extra(r, x) for x in radii)) for r in records
+    ]
+    return table(("network", "test images", *(f"at {x}" for x in radii)), rows, right=(1, 2, 3, 4))
+
+
+def _extra(record: Record, radius: str) -> str:
+    result, claim = record.result(radius), record.result(radius, "estimated")
+    return f"{claim.certified_correct - result.certified_correct:+d}" if result and claim else "not measured"
 
 
 def local_records() -> tuple[list[Record], list[str]]:

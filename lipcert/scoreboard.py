@@ -4,8 +4,18 @@ import os
 import subprocess
 from collections import Counter
 
+from lipcert.config import load_config
 from lipcert.paths import ROOT
-from lipcert.published import EVIDENCE, TOLERANCE, Comparison, compare, load_published, schedule_differences
+from lipcert.published import (
+    EVIDENCE,
+    TOLERANCE,
+    Comparison,
+    compare,
+    load_published,
+    preset_parameters,
+    presets,
+    schedule_differences,
+)
 from lipcert.records import load_records
 from lipcert.report import DATASETS, Markdown, table
 
@@ -93,6 +103,48 @@ def evidence_table() -> Markdown:
     papers = dict.fromkeys(paper for paper, _ in count)
     rows = [(paper, *(count[paper, key] or "" for key in EVIDENCE)) for paper in papers]
     return table(("work", *EVIDENCE.values()), rows, right=(1, 2, 3, 4))
+
+
+def size_table() -> Markdown:
+    """Parameters of every preset's network as counted here, beside the published size (imports torch)."""
+    published = {row.id: row.parameters_millions for row in load_published()}
+    rows = []
+    for preset in presets():
+        sizes = [published[name] for name in preset.config.published if published[name]]
+        c = preset.config
+        name = f"LiResNet L{c.depth}W{c.width}, {DATASETS[c.dataset]}"
+        counted = preset_parameters(preset)
+        rows.append((name, f"`{c.neck}`", f"{counted:,}", f"{sizes[0]:g} M" if sizes else "not stated"))
+    return table(("network", "neck", "parameters here", "published"), rows, right=(2, 3))
+
+
+def preset_list() -> Markdown:
+    """Every preset: the command that runs it and the numbers it answers."""
+    rows = {row.id: row for row in load_published()}
+    lines = []
+    for preset in presets():
+        answers = ", ".join(
+            f"{rows[i].value} % {'clean' if rows[i].metric == 'clean' else f'VRA at {rows[i].radius}'}"
+            for i in preset.config.published
+        )
+        lines.append(
+            f"- `lipcert train {preset.name} --download`\\\n  {preset.config.epochs:g} epochs; answers {answers}"
+        )
+    return Markdown("\n".join(lines))
+
+
+def recipe_table() -> Markdown:
+    """Settings in which this study's CIFAR-10 run differs from the published presets for the same data."""
+    columns = {"this study": load_config(ROOT / "notebooks/params/study/cifar10-small.yaml")}
+    columns |= {p.path.stem: p.config for p in presets() if p.config.dataset == "cifar10"}
+    configs = list(columns.values())
+    left_out = {"published", "seed", "device", "report_radii"}
+    rows = []
+    for name in type(configs[0]).model_fields:
+        values = [getattr(config, name) for config in configs]
+        if name not in left_out and len(set(values)) > 1:
+            rows.append((f"`{name}`", *("automatic" if value is None else value for value in values)))
+    return table(("setting", *columns), rows)
 
 
 def commit() -> str:

@@ -77,7 +77,7 @@ def fit(
             "resume=True (--resume) or discard it with fresh=True (--fresh)"
         )
     data = load_dataset(config.dataset, config.classes, config.class_seed, config.validation, download)
-    run = _Run(config, data)
+    run = Run(config, data)
     if state is not None:
         run.restore(state)
     elif config.minutes is not None:
@@ -98,8 +98,8 @@ def fit(
     return record
 
 
-class _Run:
-    """Everything a run carries from step to step."""
+class Run:
+    """Everything a run carries from step to step. `fit` drives it; benchmarks time its `train_step`."""
 
     def __init__(self, config: TrainConfig, data: Dataset):
         self.config, self.data = config, data
@@ -202,16 +202,17 @@ class _Run:
         trial.optimizer = _optimizer(self.config, trial.network)
         trial.totals, trial.steps = self.totals.clone(), 10**6
         for timed in (False, True):
-            self._synchronise()
+            self.synchronise()
             start = time.perf_counter()
             for _ in range(10 if timed else 3):
                 trial.train_step()
-            self._synchronise()
+            self.synchronise()
             elapsed = time.perf_counter() - start
         self.steps = max(1, int(self.config.minutes * 60 / (elapsed / 10)))
         self.config = self.config.with_steps(self.steps)
 
-    def _synchronise(self) -> None:
+    def synchronise(self) -> None:
+        """Wait for the device, so that a clock read next tells the truth."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -246,7 +247,7 @@ class _Run:
             self.commit, self.dirty = state["commit"], True
 
 
-def _train(run: _Run, path: Path, shown: bool, checkpoint_seconds: float) -> None:
+def _train(run: Run, path: Path, shown: bool, checkpoint_seconds: float) -> None:
     interval = max(1, run.steps // _REPORTS)
     saved = start = time.monotonic()
     with Progress(run.steps, "step", shown, initial=run.step) as progress:

@@ -133,9 +133,6 @@ def test_head_distances_gradient():
     head = NormalizedHead(4, 3).double()
     weight = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
 
-    def distances(weight):
-        return torch.func.functional_call(head, {"linear.weight": weight}, (torch.zeros(1, 4).double(),)), weight
-
     def apart(weight):
         rows = weight / weight.norm(dim=1, keepdim=True)
         return torch.stack([(rows[i] - rows[j]).norm() for i, j in ((0, 1), (0, 2), (1, 2))])

@@ -33,8 +33,7 @@ def test_parameter_counts_are_the_published_ones(name):
     millions, sizes = PUBLISHED[name]
     with torch.device("meta"):
         count = build_model(ModelConfig(**sizes)).parameter_count()
-    digits = 2 if name.startswith("NeurIPS") else 1
-    assert round(count / 1e6, digits) == millions
+    assert abs(count / 1e6 - millions) < (0.01 if name.startswith("NeurIPS") else 0.05)
 
 
 def test_parameter_count_of_a_small_net_by_hand():
@@ -177,9 +176,9 @@ def rewrite(path, change_geometry=lambda layers: None, change_tensors=lambda ten
 HOSTILE = {
     "unknown kind": {"change_geometry": lambda g: g[0].update(kind="BatchNorm2d")},
     "kind with a path": {"change_geometry": lambda g: g[0].update(kind="os.system")},
-    "missing kind": {"change_geometry": lambda g: g[0].pop("kind")},
+    "missing kind": {"change_geometry": lambda g: g[0].pop("kind") and None},
     "extra argument": {"change_geometry": lambda g: g[0].update(device="cuda")},
-    "missing argument": {"change_geometry": lambda g: g[1].pop("stride")},
+    "missing argument": {"change_geometry": lambda g: g[1].pop("stride") and None},
     "layer left out": {"change_geometry": lambda g: g.pop(1) and None},
     "other width": {"change_geometry": lambda g: g[-1].update(in_features=3)},
     "not a list": {"change_geometry": lambda g: {"layers": 1}},

@@ -21,8 +21,12 @@ def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
         package = importlib.util.find_spec("sphinx-mathjax-offline")
         source = Path(package.origin).parent / "static" / "mathjax"
         for name in _MATHJAX:
-            copy_asset(source / name, (Path(app.outdir) / "_static" / "mathjax" / name).parent if "." in name else
-                       Path(app.outdir) / "_static" / "mathjax" / name)
+            copy_asset(
+                source / name,
+                (Path(app.outdir) / "_static" / "mathjax" / name).parent
+                if "." in name
+                else Path(app.outdir) / "_static" / "mathjax" / name,
+            )
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

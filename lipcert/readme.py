@@ -1,0 +1,37 @@
+"""The README's figure and table, computed from the published records: `lipcert readme` writes them, a test compares."""
+
+import re
+from pathlib import Path
+
+from lipcert.figures import vra_figure, vra_figure_words
+from lipcert.paths import ROOT, results_dir
+from lipcert.report import study_table, study_words
+
+_BEGIN, _END = "<!-- computed: begin -->", "<!-- computed: end -->"
+
+
+def block() -> str:
+    """The study's table and what it says, Markdown."""
+    return f"{_BEGIN}\n{vra_figure_words()}\n\n{study_table()}\n{study_words()}\n{_END}"
+
+
+def current(path: Path = ROOT / "README.md") -> str:
+    """The block as the file holds it.
+
+    Raises:
+        ValueError: the file lacks the two marks.
+    """
+    found = re.search(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}", path.read_text(), re.DOTALL)
+    if found is None:
+        raise ValueError(f"{path}: must hold {_BEGIN} and {_END}")
+    return found[0]
+
+
+def write(path: Path = ROOT / "README.md") -> list[Path]:
+    """Refresh the block and `results/figures/vra-radius.svg`; returns what was written."""
+    before = current(path)
+    path.write_text(path.read_text().replace(before, block()))
+    figure = results_dir() / "figures" / "vra-radius.svg"
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    vra_figure().save(figure)
+    return [path, figure]

@@ -1,0 +1,155 @@
+"""Run records: typed, consistent, exact; and what may be published."""
+
+import json
+from fractions import Fraction
+
+import pytest
+
+import lipcert.train as training
+from lipcert.config import TrainConfig
+from lipcert.paths import local_dir, results_dir
+from lipcert.records import RecordError, find_record, load_records, publish, read_record, write_record
+from lipcert.train import fit
+
+CONFIG = TrainConfig(dataset="digits", depth=1, width=4, neck_width=8, batch=64, steps=4, device="cpu")
+
+
+def trained(folder, dirty=False, **changes):
+    """A real run in `folder`, as if of committed code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIPCERT_RESULTS", str(folder))
+        patch.setattr(training, "git_state", lambda: ("c" * 40, dirty))
+        return fit(CONFIG.model_copy(update=changes), progress=False)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def mine(results):
+    """The path of a record among your runs."""
+    return trained(results)
+
+
+def changed(path, tmp_path, change):
+    facts = json.loads(path.read_text())
+    change(facts)
+    target = tmp_path / "changed.json"
+    target.write_text(json.dumps(facts))
+    return target
+
+
+def test_round_trip(written, tmp_path):
+    record = read_record(written)
+    copy = write_record(record, tmp_path)
+    assert copy == tmp_path / "runs" / f"{record.id}.json"
+    assert copy.read_text() == written.read_text() and read_record(copy) == record
+
+
+def test_vra_is_exact(written):
+    record = read_record(written)
+    result = record.result("36/255")
+    assert record.vra("36/255") == float(Fraction(result.certified_correct, record.test.images))
+    assert record.result("72/510") == result, "radii are compared by value"
+    assert record.result("36/255", "executed") is None
+    assert record.vra("0.77") != record.vra("0.77"), "not measured is NaN"
+    assert {r.guarantee for r in record.test.results} == {"nominal", "estimated"}
+
+
+WRONG = {
+    "unknown field": lambda r: r.update(extra=1),
+    "unknown nested field": lambda r: r["training"].update(extra=1),
+    "missing field": lambda r: r.pop("data"),
+    "unknown schema": lambda r: r.update(schema=2),
+    "images are not steps x batch": lambda r: r["training"].update(images=5),
+    "more certified than right": lambda r: r["test"]["results"][0].update(certified_correct=r["test"]["clean"] + 1),
+    "more right than there are": lambda r: r["test"].update(clean=361),
+    "test of another size": lambda r: r["test"].update(images=361),
+    "negative count": lambda r: r["test"].update(clean=-1),
+    "fraction of an image": lambda r: r["test"].update(clean=1.5),
+    "unknown guarantee": lambda r: r["test"]["results"][0].update(guarantee="sure"),
+    "NaN bound": lambda r: r["bounds"].update(upper=float("nan")),
+    "lower above upper": lambda r: r["bounds"].update(lower=r["bounds"]["upper"] * 2),
+    "bad hash": lambda r: r["model"].update(weights_sha256="abc"),
+    "bad setting": lambda r: r["config"].update(depth=0),
+    "unknown setting": lambda r: r["config"].update(dpeth=1),
+    "id with a path": lambda r: r.update(id="../x"),
+    "tested but stopped": lambda r: r["training"].update(status="stopped"),
+    "radius that is none": lambda r: r["test"]["results"][0].update(radius="wide"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_inconsistent_records_are_refused(written, tmp_path, name):
+    path = changed(written, tmp_path, WRONG[name])
+    with pytest.raises(RecordError, match=r"changed\.json"):
+        read_record(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '{"config": 1}', "{}"])
+def test_files_that_are_no_records(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(RecordError, match=r"x\.json"):
+        read_record(path)
+
+
+def test_absent_record(tmp_path):
+    with pytest.raises(RecordError, match="no record at"):
+        read_record(tmp_path / "none.json")
+
+
+def test_a_damaged_record_is_not_left_out_silently(mine):
+    (mine.parent / "zzz.json").write_text("{")
+    with pytest.raises(RecordError, match=r"zzz\.json"):
+        load_records("local")
+
+
+def test_find_by_beginning(mine):
+    record = read_record(mine)
+    assert find_record(record.id) == (record, local_dir())
+    assert find_record("digits-lires")[0] == record
+    longer = record.model_copy(update={"id": record.id + "x"})
+    write_record(longer)
+    assert find_record(record.id)[0] == record, "the exact id wins over longer ones"
+    with pytest.raises(RecordError, match="several"):
+        find_record("digits")
+    with pytest.raises(RecordError, match="there are: digits"):
+        find_record("cifar")
+
+
+def test_publish_copies_record_curve_and_radii(mine):
+    record = read_record(mine)
+    path = publish(record.id)
+    published = read_record(path)
+    assert path == results_dir() / "runs" / f"{record.id}.json"
+    assert published.model.file is None and published.test == record.test
+    for name in (record.training.curve, record.test.radii):
+        assert (results_dir() / name).read_bytes() == (local_dir() / name).read_bytes()
+    assert load_records("published") == [published]
+    assert publish(record.id) == path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"validation": True}, "validation split"),
+        ({"dirty": True}, "dirty=True"),
+        ({"dirty": None}, "dirty=None"),
+    ],
+)
+def test_unfit_runs_are_not_published(results, change, message):
+    record = read_record(trained(results, **change))
+    with pytest.raises(RecordError, match=message):
+        publish(record.id)
+    assert not (results_dir() / "runs").exists()
+
+
+def test_stopped_runs_are_not_published(mine):
+    record = read_record(mine)
+    training_part = record.training.model_copy(update={"status": "stopped"})
+    write_record(record.model_copy(update={"training": training_part, "test": None, "bounds": None}))
+    with pytest.raises(RecordError, match="only finished runs"):
+        publish(record.id)
