@@ -13,7 +13,7 @@ import torch
 
 from lipcert.config import TrainConfig
 from lipcert.data import Split
-from lipcert.train import Run
+from lipcert.run import Run
 
 CHOICES = {
     "float32, eager": {},

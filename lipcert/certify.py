@@ -140,9 +140,10 @@ def certified_correct(prediction_B: Tensor, radius_B: Tensor, labels_B: Tensor, 
     Raises:
         NotCertifiable: lengths differ, or no images.
     """
-    if len(labels_B) != len(prediction_B) or not len(labels_B):
+    if labels_B.shape != prediction_B.shape or not len(labels_B):
         raise NotCertifiable(
-            f"{len(labels_B)} labels for {len(prediction_B)} certificates: need one each, at least one"
+            f"labels of shape {tuple(labels_B.shape)} for certificates of shape {tuple(prediction_B.shape)}: need one "
+            "each, at least one"
         )
     # float(Radius) is the smallest float64 not below the exact radius, so this float comparison is the exact one.
     certified_B = (radius_B >= float(Radius(radius))) & (prediction_B != ABSTAIN)
@@ -181,13 +182,23 @@ def plain_chain(model: nn.Module) -> nn.Sequential:
     """
     if isinstance(model, Network):
         return model.plain()
-    if not isinstance(model, nn.Sequential):
+    if type(model) is not nn.Sequential:
         raise TypeError(
             f"cannot certify {type(model).__name__}: give a lipcert Network or an nn.Sequential of plain layers"
         )
     if model.training:
         raise NotCertifiable("the model is in training mode: call model.eval() first")
+    for name, layer in [("model", model), *layers_of(model)]:
+        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+            raise TypeError(
+                f"{type(layer).__name__} {name!r} has hooks or a replaced forward, so what it computes is unknown"
+            )
     return model
+
+
+def layers_of(chain: nn.Sequential) -> list[tuple[str, nn.Module]]:
+    """Names and layers in order. A layer that stands twice is listed twice, unlike in `named_children`."""
+    return list(chain._modules.items())
 
 
 def chain_bounds(chain: nn.Sequential, input_shape: tuple[int, ...], effort: str = "fast") -> ChainBounds:
@@ -197,7 +208,9 @@ def chain_bounds(chain: nn.Sequential, input_shape: tuple[int, ...], effort: str
         TypeError: a layer without a bound (named, with its place) or a last layer that is not nn.Linear.
         ValueError: weights that are not finite, or sizes that do not fit.
     """
-    *backbone, (head_name, head) = list(chain.named_children())
+    if not len(chain):
+        raise TypeError("the model has no layers: margins need an nn.Linear at the end")
+    *backbone, (head_name, head) = layers_of(chain)
     if type(head) is not nn.Linear:
         raise TypeError(f"last layer {head_name!r} is {type(head).__name__}: margins need an nn.Linear")
     layers, shape = [], tuple(input_shape)
@@ -222,11 +235,8 @@ def chain_bounds(chain: nn.Sequential, input_shape: tuple[int, ...], effort: str
 
 def _layer_bound(name: str, layer: nn.Module, shape: tuple[int, ...], effort: str) -> LayerBound:
     kind = type(layer).__name__
-    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
-        raise TypeError(f"{kind} at {name!r} has hooks or a replaced forward: what it computes is unknown; remove them")
-    if type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) != (1, -1):
-        raise TypeError(f"Flatten at {name!r} with dimensions {layer.start_dim}..{layer.end_dim}: must be 1..-1")
     if type(layer) in _ONE_LIPSCHITZ:
+        _check_one_lipschitz(name, layer, shape)
         return LayerBound(name, kind, Enclosure(1.0, 1.0, "1-Lipschitz"), 1.0)
     if type(layer) not in (nn.Conv2d, nn.Linear):
         raise TypeError(f"no l2 bound for {kind} at {name!r}: give the layer a bound or remove it")
@@ -237,6 +247,18 @@ def _layer_bound(name: str, layer: nn.Module, shape: tuple[int, ...], effort: st
     except (TypeError, ValueError) as error:
         raise type(error)(f"layer {name!r}: {error}") from error
     return LayerBound(name, kind, enclosure, estimate)
+
+
+def _check_one_lipschitz(name: str, layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse the settings and inputs under which such a layer does something else: torch broadcasts silently."""
+    if type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) != (1, -1):
+        raise TypeError(f"Flatten {name!r} over dimensions {layer.start_dim}..{layer.end_dim}: must be 1..-1")
+    if type(layer) is MinMax and (not shape or shape[0] % 2):
+        raise TypeError(f"MinMax {name!r} on an input of shape {shape}: the first dimension must be even")
+    if type(layer) is nn.ZeroPad2d and len(shape) != 3:
+        raise TypeError(f"ZeroPad2d {name!r} on an input of shape {shape}: must be (C, H, W)")
+    if type(layer) is Shift and not (isinstance(layer.amount, float) and math.isfinite(layer.amount)):
+        raise TypeError(f"Shift {name!r} by {layer.amount!r}: must be one finite float")
 
 
 def _output_shape(name: str, layer: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ import csv
 import datetime
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +17,13 @@ from lipcert.data import Dataset, Split, to_unit
 from lipcert.models import save_network
 from lipcert.paths import local_dir
 from lipcert.radius import Radius
-
-if TYPE_CHECKING:
-    from lipcert.train import Run
+from lipcert.run import Run, write_curve
 
 RADII_FIELDS = ("index", "label", "prediction", "runner_up", "radius", "radius_estimated")
 
 
-def write_results(run: "Run", status: str) -> Path:
+def write_results(run: Run, status: str) -> Path:
     """Certify (a finished run only) and write network, per-image radii, curve and record; returns the record's path."""
-    from lipcert.train import write_curve
-
     config, folder = run.config, local_dir()
     run_id = config.run_id()
     chain = run.network.plain()
@@ -127,7 +122,7 @@ def bounds_part(certificates: Certificates) -> records.Bounds:
     )
 
 
-def training_part(run: "Run", status: str) -> records.Training:
+def training_part(run: Run, status: str) -> records.Training:
     """Length, speed and choices of the run."""
     images = run.step * run.batch
     memory = torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else None
@@ -140,7 +135,7 @@ def training_part(run: "Run", status: str) -> records.Training:
     )  # fmt: skip
 
 
-def card(run: "Run") -> dict[str, object]:
+def card(run: Run) -> dict[str, object]:
     """What a user of the network file needs to know."""
     config, data = run.config, run.data
     return {

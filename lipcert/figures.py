@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lipcert.labels import place_labels
 from lipcert.paths import local_dir, results_dir
 from lipcert.published import Comparison, compare, load_published
 from lipcert.radius import Radius
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 INK = "#010101"  # stands for the page's text colour and is replaced by `currentColor`
 FAINT = "#808080"
+_WIDTH = 5.2  # inches: text stays readable when a phone shrinks the figure
 _COLOURS = (BLUE, VERMILLION, GREEN, PURPLE)
 _MARKERS = {"l2": "o", "linf": "s", "": "D"}
 _RC = {
@@ -104,7 +106,7 @@ def finish(name: str, figure: "Canvas", alt: str, head: Sequence[str], rows: Seq
 def key_figure() -> Figure:
     """One row per published number with a preset: hollow is the paper's, filled is ours."""
     comparisons = compare(load_records())
-    figure, axes = canvas(6, 0.9 + 0.62 * len(comparisons))
+    figure, axes = canvas(_WIDTH, 0.9 + 0.56 * len(comparisons))
     values = [float(c.row.value) for c in comparisons] + [v for c in comparisons for v in c.ours]
     low, high = max(min(values) - 6, 0), min(max(values) + 6, 100)
     for y, c in enumerate(comparisons):
@@ -141,7 +143,7 @@ def _comparison_row(axes: "Axes", y: float, c: Comparison, middle: float) -> Non
     note = f"paper {c.row.value}" + (f", ours {c.mean:.2f}" if c.ours else f", ours {c.status}")
     ends = sorted([paper, *c.ours])
     # Towards the middle, so that no label leaves the figure.
-    x, shift, side = (ends[-1], 10, "left") if ends[-1] < middle else (ends[0], -10, "right")
+    x, shift, side = (ends[-1], 11, "left") if ends[-1] < middle else (ends[0], -11, "right")
     axes.annotate(note, (x, y), (shift, 0), textcoords="offset points", va="center", ha=side, color=INK, fontsize=10)
 
 
@@ -174,45 +176,54 @@ def vra_curve(radii: Sequence[float], clean: int, steps: Sequence[Radius]) -> li
 
 _PEERS = {
     "cifar10": {
-        "liresnet-fork_cifar10-small-shipped-checkpoint_cifar10": "public 0.8 M net, 30 epochs",
-        "liresnet-fork_cifar10-small-stride-1_cifar10": "its stride-1 variant",
+        "liresnet-fork_cifar10-small-shipped-checkpoint_cifar10": "△ public 0.8 M net",
+        "liresnet-fork_cifar10-small-stride-1_cifar10": "▽ stride-1 variant",
     }
 }  # data set -> beginnings of published ids with the words for the legend
 
 
+def _curve_records(one_per_dataset: bool) -> list[Record]:
+    """At most four runs with per-image radii: the first seed of each network, or of each data set's largest run."""
+    chosen: dict[str, Record] = {}
+    for r in study_records():
+        if r.test.radii:
+            chosen.setdefault(
+                data_name(r) if one_per_dataset else f"{data_name(r)} {network_name(r)} {r.config.loss}", r
+            )
+    return list(chosen.values())[: len(_COLOURS)]
+
+
 def vra_figure(one_per_dataset: bool = False) -> "Figure | Markdown":
     """VRA as a function of the radius for the runs of this study, from their per-image radii."""
-    records = [r for r in study_records() if r.test.radii]
-    if one_per_dataset:
-        records = list({data_name(r): r for r in reversed(records)}.values())
+    records = _curve_records(one_per_dataset)
     if not records:
         return Markdown("No run of this study has been published yet, so there is no curve to draw.")
-    records = records[:4]
-    figure, axes = canvas(6, 3.9)
+    figure, axes = canvas(_WIDTH, 3.1 if one_per_dataset else 3.8)
     steps = [Radius(f"{k}/255") for k in range(0, 145, 2)]
     x = [2 * k for k in range(len(steps))]
-    rows, alt = [], []
+    rows, alt, labels = [], [], []
     for r, colour in zip(records, _COLOURS, strict=False):
         proven, estimated = read_radii(r)
         y, claim = vra_curve(proven, r.test.clean, steps), vra_curve(estimated, r.test.clean, steps)
         axes.plot(x, claim, ":", color=colour, linewidth=2.2)
         axes.plot(x, y, "-", color=colour, linewidth=1.6)
         label = f"{data_name(r)}, {network_name(r)}"
-        axes.annotate(label, (x[9], y[9]), (6, 6), textcoords="offset points", color=INK, fontsize=10)
+        labels.append((label, list(zip(x, y, strict=True))))
         rows += [(r.id, s, f"{a:.4f}", f"{b:.4f}") for s, a, b in zip(steps, y, claim, strict=True)]
         shown = ", ".join(f"{y[x.index(k)]:.2f} % at {k}/255" for k in (0, 36, 72, 108))
         alt.append(f"{label}: {shown}")
-    alt += _draw_peers(axes, {r.data.name for r in records}, rows)
+    alt += _draw_peers(axes, {r.data.name for r in records}, rows, labels)
     axes.set(xlim=(0, 144), ylim=(0, 100), xlabel="ℓ₂ radius, pixels in [0, 1]", ylabel="VRA, % of test images")
     axes.set_xticks([0, 36, 72, 108, 144], ["0", "36/255", "72/255", "108/255", "144/255"])
     axes.grid()
+    place_labels(axes, labels, INK, fontsize=10)
     words = "Verified-robust accuracy against the radius. Solid: certified. Dotted: what the power method claims. "
     head = ("run", "radius", "certified_percent", "estimated_percent")
     return finish("vra-over-radius", figure, words + "; ".join(alt) + ".", head, rows)
 
 
-def _draw_peers(axes: "Axes", datasets: set[str], rows: list) -> list[str]:
-    """Closest public results as hollow markers, which count as not comparable: other size and schedule."""
+def _draw_peers(axes: "Axes", datasets: set[str], rows: list, labels: list) -> list[str]:
+    """Closest public results as hollow markers; they are not comparable: other size and schedule, estimated only."""
     alt = []
     for dataset in sorted(datasets & set(_PEERS)):
         for (prefix, words), marker in zip(_PEERS[dataset].items(), "^v", strict=True):
@@ -220,11 +231,10 @@ def _draw_peers(axes: "Axes", datasets: set[str], rows: list) -> list[str]:
             x = [float(Radius(p.radius).exact) * 255 for p in found]
             y = [float(p.value) for p in found]
             hollow = {"markerfacecolor": "none", "markeredgecolor": INK, "linestyle": "none", "clip_on": False}
-            axes.plot(x, y, marker, **hollow, markersize=7, label=f"{words}, estimated: not comparable")
+            axes.plot(x, y, marker, **hollow, markersize=7)
+            labels.append((words, list(zip(x, y, strict=True))))
             rows += [(p.id, p.radius, "", p.value) for p in found]
             alt.append(f"{words} (not comparable): " + ", ".join(f"{p.value} % at {p.radius}" for p in found))
-    if alt:
-        axes.legend(loc="upper right", fontsize=9, title="hollow: other size and schedule", title_fontsize=9)
     return alt
 
 
@@ -235,11 +245,9 @@ def _down(radius: float) -> str:
 
 def vra_figure_words(one_per_dataset: bool = False) -> Markdown:
     """The curves in words: where they end and how far the claim is from the proof."""
-    records = [r for r in study_records() if r.test.radii]
-    if one_per_dataset:
-        records = list({data_name(r): r for r in reversed(records)}.values())
+    records = _curve_records(one_per_dataset)
     lines = []
-    for r in records[:4]:
+    for r in records:
         proven, estimated = read_radii(r)
         ordered = sorted(proven)
         gap = max((e - p for p, e in zip(proven, estimated, strict=True)), default=0.0)
@@ -249,13 +257,15 @@ def vra_figure_words(one_per_dataset: bool = False) -> Markdown:
             f"method's claim exceeds the proof by at most {255 * gap:.2g}/255."
         )
     opening = "Solid lines are certified, dotted ones are the power method's claim. "
+    if {r.data.name for r in records} & set(_PEERS):
+        opening += "Hollow triangles are public results of other size and schedule, estimated: not comparable. "
     return Markdown(opening + " ".join(lines) if lines else "")
 
 
 def training_curve(record: Record) -> Figure:
     """Accuracy, estimated VRA and loss of the training batches against the images seen."""
     rows = read_curve(record)
-    figure, axes = canvas(6, 3.6)
+    figure, axes = canvas(_WIDTH, 3.4)
     unit, word = (1e6, "millions") if rows[-1]["images"] >= 1e6 else (1e3, "thousands")
     x = [row["images"] / unit for row in rows]
     series = (("train_accuracy", "accuracy", "-", BLUE), ("train_vra_estimated", "VRA, estimated", "--", VERMILLION))

@@ -39,6 +39,8 @@ class MinMax(Map):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] % 2:
+            raise ValueError(f"MinMax on {x.shape[1]} channels: the number must be even")
         return _MinMax.apply(x)[0]
 
     def norm_estimate(self, steps: int) -> float:

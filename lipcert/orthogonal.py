@@ -29,7 +29,8 @@ def cholesky_orthogonalise(matrix_RC: Tensor) -> Tensor:
         return cholesky_orthogonalise(matrix_RC.T).T
     gram = matrix_RC @ matrix_RC.T
     ridge = _RIDGE * gram.detach().diagonal().mean()
-    factor = torch.linalg.cholesky(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+    # `_ex`: no wait for the device to report success; where it fails the loss is not finite, which ends the run.
+    factor, _ = torch.linalg.cholesky_ex(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
     return torch.linalg.solve_triangular(factor, matrix_RC, upper=False)
 
 

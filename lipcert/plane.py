@@ -89,7 +89,7 @@ def _gradient(parameters: np.ndarray, points_ND: np.ndarray, labels_N: np.ndarra
 
 def plane_figure(net: PlaneNet) -> Figure:
     """Decision regions, points and their certified balls."""
-    figure, axes = canvas(6, 5.2)
+    figure, axes = canvas(5.2, 4.7)
     x, y = np.meshgrid(np.linspace(-2.7, 2.7, 241), np.linspace(-2.7, 2.7, 241))
     region = net.logits(np.stack([x.ravel(), y.ravel()], 1)).argmax(1).reshape(x.shape)
     for k, colour in enumerate(_COLOURS):

@@ -191,6 +191,12 @@ def load_records(where: Literal["published", "local"] = "published") -> list[Rec
     return [read_record(path) for path in sorted((folder / "runs").glob("*.json"))]
 
 
+def has_finished_record(run_id: str) -> bool:
+    """Whether one of your runs of this id is finished: a later, stopped rerun must not take its place."""
+    path = local_dir() / "runs" / f"{run_id}.json"
+    return path.exists() and read_record(path).training.status == "finished"
+
+
 def find_record(run: str) -> tuple[Record, Path]:
     """A record by id or unique beginning of one, among your runs first, and the folder its files lie in.
 

@@ -42,7 +42,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence
     """A Markdown table; columns numbered in `right` are flush right."""
     rule = ["--:" if i in right else ":--" for i in range(len(head))]
     lines = [head, rule, *rows]
-    return Markdown("\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n")
+    text = "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
+    return Markdown(text.replace(" %", "\N{NO-BREAK SPACE}%"))
 
 
 def run_sentence(record: "Record | str | Path") -> str:
@@ -132,10 +133,15 @@ def _down(value: float, digits: int = 4) -> str:
     return f"{math.floor(value * 10**digits) / 10**digits:.{digits}f}"
 
 
-def study_records() -> list[Record]:
+def result_records() -> list[Record]:
     """The published runs that may stand in a table, data set by data set, most images first."""
     order = list(DATASETS)
     return sorted(results_only(load_records()), key=lambda r: (order.index(r.data.name), -r.training.images, r.id))
+
+
+def study_records() -> list[Record]:
+    """Those of them that are this study's own networks, not a paper's."""
+    return [r for r in result_records() if not r.published]
 
 
 def headline_record() -> Record | None:
@@ -181,15 +187,32 @@ def _both(record: Record, radius: str) -> str:
     return text if claim != claim else f"{text} ({percent(claim)} estimated)"
 
 
+def best_records() -> dict[str, Record]:
+    """The run with the highest VRA at its own radius, per data set."""
+    best: dict[str, Record] = {}
+    for r in study_records():
+        name = data_name(r)
+        if name not in best or r.vra(r.config.radius) > best[name].vra(r.config.radius):
+            best[name] = r
+    return best
+
+
+def best_list() -> Markdown:
+    """One line per data set: the study's best network and what it is worth."""
+    lines = [
+        f"- **{name}**: VRA {percent(r.vra(r.config.radius))} at {r.config.radius} "
+        f"({getattr(r.result(r.config.radius), 'guarantee', 'none')}), clean {percent(r.clean_accuracy())}, "
+        f"{r.model.parameters / 1e6:.2f} M parameters"
+        for name, r in best_records().items()
+    ]
+    return Markdown("\n".join(lines) or NOTHING)
+
+
 def study_words() -> Markdown:
     """The study's table in words."""
-    records = study_records()
-    if not records:
-        return Markdown("There is nothing to say about runs that have not been made.")
-    best = {}
-    for r in records:
-        if r.vra(r.config.radius) > (best[data_name(r)].vra(r.config.radius) if data_name(r) in best else -1):
-            best[data_name(r)] = r
+    best = best_records()
+    if not best:
+        return Markdown(NOTHING)
     lines = []
     for name, r in best.items():
         radius = r.config.radius
@@ -215,7 +238,7 @@ def _more(extra: int) -> str:
 
 def claim_table() -> Markdown:
     """For every run of the study, the images that the power method would have claimed beyond the proof."""
-    records = study_records()
+    records = result_records()
     if not records:
         return Markdown(NOTHING)
     radii = _radii(records)
@@ -287,23 +310,30 @@ def machine(record: Record) -> str:
 
 def rerun(records: "Sequence[Record] | None" = None) -> Markdown:
     """For every run of the study: command, measured time, hardware and the number to expect."""
-    records = study_records() if records is None else records
-    files = {load_config(p).digest(): p for p in sorted((ROOT / "notebooks" / "params").glob("*/*.yaml"))}
+    records = result_records() if records is None else records
     lines = []
     for r in records:
-        path = files.get(r.config.digest())
-        what = f"lipcert train {path.relative_to(ROOT).as_posix()}" if path else r.provenance.command
         seconds = r.training.seconds + (r.test.seconds if r.test else 0)
         lines.append(
-            f"```bash\n{what}\n```\n\n{duration(seconds)} on {machine(r)}. Expect a clean accuracy of "
+            f"```bash\n{_command(r)}\n```\n\n{duration(seconds)} on {machine(r)}. Expect a clean accuracy of "
             f"{percent(r.clean_accuracy())} and a VRA of {percent(r.vra(r.config.radius))} at {r.config.radius}.\n"
         )
     return Markdown("\n".join(lines) or "No run has been published yet, so there is no measured time to give.")
 
 
+def _command(record: Record) -> str:
+    """What makes this run again: a file of settings where there is one, else the command that was used."""
+    for path in sorted((ROOT / "notebooks" / "params").glob("*/*.yaml")):
+        config, seed = load_config(path), record.config.seed
+        if config.model_copy(update={"seed": seed}).digest() == record.config.digest():
+            override = "" if config.seed == seed else f" seed={seed}"
+            return f"lipcert train {path.relative_to(ROOT).as_posix()}{override}"
+    return record.provenance.command
+
+
 def provenance_table(records: "Sequence[Record] | None" = None) -> Markdown:
     """Run ids, commit, hardware, seed, arithmetic and guarantee."""
-    records = study_records() if records is None else records
+    records = result_records() if records is None else records
     if not records:
         return Markdown("No published runs.")
     rows = []

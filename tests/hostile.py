@@ -12,7 +12,7 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from lipcert.rounding import Arithmetic
+from lipcert.bounds.rounding import Arithmetic
 
 BOOKKEEPING = ("gamma", "flushed", "sum_at_most", "sum_at_least")
 

@@ -57,7 +57,7 @@ def razor_edge(seed: int) -> tuple[nn.Sequential, Tensor, float, Tensor]:
     """
     generator = torch.Generator().manual_seed(seed)
     features = 2 * int(torch.randint(2, 5, (), generator=generator))
-    depth = int(torch.randint(1, 6, (), generator=generator))
+    depth = int(torch.randint(1, 5, (), generator=generator))
     layers: list[nn.Module] = [nn.Flatten()]
     for _ in range(depth):
         layers += [linear(signed_permutation(features, generator)), MinMax()]

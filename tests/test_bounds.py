@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 from truth import assert_encloses, layer_matrix
 
-from lipcert import bounds
 from lipcert.bounds import Enclosure, norm_bound
+from lipcert.bounds import enclosure as bounds
 
 PATHS = ["matrix", "torus"]
 

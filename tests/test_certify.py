@@ -52,7 +52,9 @@ def test_linear_classifier_is_exact_to_1e_9_and_never_above(seed):
             continue
         assert predicted == z.index(best)
         squared = {
-            j: (best - z[j]) ** 2 / exact_square(weight[predicted] - weight[j]) for j in range(classes) if j != predicted
+            j: (best - z[j]) ** 2 / exact_square(weight[predicted] - weight[j])
+            for j in range(classes)
+            if j != predicted
         }
         truth = min(squared.values())
         assert Fraction(radius) ** 2 < truth
@@ -218,7 +220,9 @@ def test_a_radius_one_step_short_is_not_certified():
     nearest = float(exact.exact)
     radii = torch.tensor([math.nextafter(nearest, 0), nearest, math.nextafter(nearest, 1)], dtype=torch.float64)
     expected = sum(Fraction(r) >= exact.exact for r in radii.tolist())
-    assert certified_correct(torch.zeros(3, dtype=torch.long), radii, torch.zeros(3, dtype=torch.long), exact) == expected
+    assert (
+        certified_correct(torch.zeros(3, dtype=torch.long), radii, torch.zeros(3, dtype=torch.long), exact) == expected
+    )
 
 
 def test_abstaining_never_counts_even_for_a_label_minus_one():
@@ -333,7 +337,9 @@ def replaced(place):
 
 
 def three_channel_minmax():
-    return nn.Sequential(nn.Flatten(), linear([[1.0, 0], [0, 1], [1, 1]]), MinMax(), linear(torch.eye(2, 4), [3.0, 0])).eval()
+    return nn.Sequential(
+        nn.Flatten(), linear([[1.0, 0], [0, 1], [1, 1]]), MinMax(), linear(torch.eye(2, 4), [3.0, 0])
+    ).eval()
 
 
 def training(net):

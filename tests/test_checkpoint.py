@@ -118,7 +118,9 @@ def test_other_objects_are_not_stored(path, value):
     assert not path.exists()
 
 
-@pytest.mark.parametrize("structure", ["[]", '{"value": 1, "dict": []}', '{"call": "os.system"}', '{"tensor": "t9"}', "5"])
+@pytest.mark.parametrize(
+    "structure", ["[]", '{"value": 1, "dict": []}', '{"call": "os.system"}', '{"tensor": "t9"}', "5"]
+)
 def test_a_well_signed_but_malformed_structure_is_refused(path, structure):
     from safetensors.torch import save_file
 

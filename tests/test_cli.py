@@ -38,7 +38,8 @@ def test_help(arguments, capsys):
 
 
 def test_help_does_not_load_torch():
-    code = "import sys, lipcert.__main__ as m\ntry: m.main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    code = "import sys; from lipcert.__main__ import main\ntry: main(['--help'])\n"
+    code += "except SystemExit: print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "False"
 

@@ -104,7 +104,9 @@ def test_yaml_file(tmp_path):
     assert (config.depth, config.epochs, config.radius, config.report_radii) == (4, 2.5, "36/255", ("36/255", "0.5"))
 
 
-@pytest.mark.parametrize("text", ["depth: [", "- 1\n- 2\n", "just text", "", "depth: twelve\nepochs: 1", "1: 2\nepochs: 1"])
+@pytest.mark.parametrize(
+    "text", ["depth: [", "- 1\n- 2\n", "just text", "", "depth: twelve\nepochs: 1", "1: 2\nepochs: 1"]
+)
 def test_bad_yaml_names_the_file(tmp_path, text):
     path = tmp_path / "run.yaml"
     path.write_text(text)

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from truth import conv_matrix
 
-from lipcert import bounds, torus
-from lipcert.bounds import norm_bound
+from lipcert.bounds import enclosure as bounds
+from lipcert.bounds import norm_bound, torus
 
 CASES_OF_FAMILY = 12
 Case = tuple[np.ndarray, int]  # a 3x3 kernel (outputs, inputs, 3, 3) and the size of the image, padding 1

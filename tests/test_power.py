@@ -1,5 +1,7 @@
 """The power method: below the truth, convergent, with the right gradient. It never certifies."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,7 @@ def test_tiny_and_huge_weights_scale_the_estimate(name, scale):
 def test_tiny_weights_in_double():
     layer = nn.Linear(4, 4, dtype=torch.float64)
     with torch.no_grad():
-        layer.weight.copy_(1e-30 * torch.eye(4))
+        layer.weight.copy_(1e-30 * torch.eye(4, dtype=torch.float64))
     assert norm_estimate(layer, (4,)).item() == pytest.approx(1e-30, rel=1e-12, abs=0)
 
 
@@ -131,7 +133,7 @@ def test_warm_start_improves_from_call_to_call():
     layer = Conv(2, 4, 3, 1, 1, 8)
     with torch.no_grad():
         estimates = [layer.norm_estimate(1).item() for _ in range(60)]
-    assert all(b >= a * (1 - 1e-6) for a, b in zip(estimates, estimates[1:], strict=False))
+    assert all(b >= a * (1 - 1e-6) for a, b in itertools.pairwise(estimates))
     assert estimates[-1] > estimates[0]
 
 

@@ -5,7 +5,6 @@ from fractions import Fraction
 
 import pytest
 
-import lipcert.train as training
 from lipcert.config import TrainConfig
 from lipcert.paths import local_dir, results_dir
 from lipcert.records import RecordError, find_record, load_records, publish, read_record, write_record
@@ -18,7 +17,7 @@ def trained(folder, dirty=False, **changes):
     """A real run in `folder`, as if of committed code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIPCERT_RESULTS", str(folder))
-        patch.setattr(training, "git_state", lambda: ("c" * 40, dirty))
+        patch.setattr("lipcert.run.git_state", lambda: ("c" * 40, dirty))
         return fit(CONFIG.model_copy(update=changes), progress=False)
 
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipcert.rounding import (
+from lipcert.bounds.rounding import (
     LOST_IN_SCALING,
     Arithmetic,
     exact,
@@ -23,7 +23,7 @@ from lipcert.rounding import (
     round_down,
     round_up,
 )
-from lipcert.torus import cosine_table
+from lipcert.bounds.torus import cosine_table
 
 few = settings(max_examples=200, derandomize=True, deadline=None)
 rationals = st.builds(

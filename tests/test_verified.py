@@ -11,11 +11,12 @@ from hostile import ForgetfulArithmetic, HostileArithmetic
 from torch import nn
 from truth import assert_encloses, layer_matrix, norm_is_below
 
-from lipcert import bounds, rounding, torus
-from lipcert.bounds import enclose, stretch_at_least
-from lipcert.operators import Operator, read_operator
-from lipcert.rounding import TorchArithmetic
-from lipcert.verified import GramCheck, matrix_norm_squared, prove_below
+from lipcert.bounds import enclosure as bounds
+from lipcert.bounds import rounding, torus
+from lipcert.bounds.enclosure import enclose, stretch_at_least
+from lipcert.bounds.operators import Operator, read_operator
+from lipcert.bounds.rounding import TorchArithmetic
+from lipcert.bounds.verified import GramCheck, matrix_norm_squared, prove_below
 
 HOSTILE = {"unit": 2.0**-12, "underflow": 2.0**-30}
 ROWS = 8

@@ -48,7 +48,7 @@ class Network(nn.Module):
         longer depends on them.
         """
         layers = OrderedDict()
-        for name, layer in [*self.backbone.named_children(), ("head", self.head)]:
+        for name, layer in [*self.backbone._modules.items(), ("head", self.head)]:
             parts = layer.plain()
             for i, part in enumerate(parts):
                 layers[name if len(parts) == 1 else f"{name}{i}"] = part

@@ -35,7 +35,7 @@ _KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
 def geometry(chain: nn.Sequential) -> list[dict[str, Any]]:
     """Name, kind and arguments of every layer: what rebuilds the chain around its tensors."""
     layers = []
-    for name, layer in chain.named_children():
+    for name, layer in chain._modules.items():
         kind = type(layer).__name__
         if _KINDS.get(kind, (None,))[0] is not type(layer):
             raise TypeError(f"cannot store {kind} at {name!r}: a plain chain holds {', '.join(_KINDS)}")

@@ -43,10 +43,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lipcert.operators import Axis, Operator
-from lipcert.rounding import Arithmetic, largest, root_up
-from lipcert.search import power_ranking, start_vector, top_of_gram
-from lipcert.verified import GramCheck, prove_below
+from lipcert.bounds.operators import Axis, Operator
+from lipcert.bounds.rounding import Arithmetic, largest, root_up
+from lipcert.bounds.search import power_ranking, start_vector, top_of_gram
+from lipcert.bounds.verified import GramCheck, prove_below
 
 _TABLE_BITS = 256
 _TABLE_ERROR = Fraction(1, 2**53)

@@ -30,8 +30,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from lipcert.rounding import Arithmetic, exact, largest, root_up
-from lipcert.search import largest_eigenvalue, top_of_gram
+from lipcert.bounds.rounding import Arithmetic, exact, largest, root_up
+from lipcert.bounds.search import largest_eigenvalue, top_of_gram
 
 _MARGIN = 2.0**-30  # c2 starts this much above the guess: 4.7e-10 of the norm
 _ATTEMPTS = 40  # the margin doubles each time

@@ -14,8 +14,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from lipcert.operators import Operator, read_operator
-from lipcert.rounding import (
+from lipcert.bounds.operators import Operator, read_operator
+from lipcert.bounds.rounding import (
     LOST_IN_SCALING,
     Arithmetic,
     TorchArithmetic,
@@ -25,9 +25,9 @@ from lipcert.rounding import (
     round_down,
     round_up,
 )
-from lipcert.search import lanczos, start_vector
-from lipcert.torus import torus_norm
-from lipcert.verified import matrix_norm_squared
+from lipcert.bounds.search import lanczos, start_vector
+from lipcert.bounds.torus import torus_norm
+from lipcert.bounds.verified import matrix_norm_squared
 
 _MATRIX_ENTRIES = 1024**2  # a convolution whose matrix has at most so many entries is bounded as that matrix
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lipcert.rounding import power_of_two_scaled
+from lipcert.bounds.rounding import power_of_two_scaled
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,245 @@
+"""A training run's state and its single step: what `train.fit` drives, checkpoints hold and benchmarks time.
+
+Every random draw is a function of (seed, step), so a run resumed from any checkpoint goes on bit for bit as if it had
+never stopped. Nothing in `train_step` waits for the device; `report` does.
+
+Shape letters: B batch, C H W image, F features, K classes.
+"""
+
+import copy
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipcert.config import ModelConfig, TrainConfig, steps_of
+from lipcert.data import DATASETS, Dataset, augment, to_unit
+from lipcert.losses import bottom_logit, training_loss
+from lipcert.models import Network, build_model
+from lipcert.provenance import git_state
+from lipcert.schedules import learning_rate, training_radius
+
+_ORDER, _AUGMENT = 1, 2  # random streams
+_WARM_START_STEPS = 100  # power-method rounds before the first step, so that training starts from converged norms
+CURVE_FIELDS = (
+    "step", "images", "seconds", "learning_rate", "radius_train", "loss", "train_accuracy", "train_vra_estimated",
+    "lipschitz_estimate",
+)  # fmt: skip
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; says what is kept and how to continue."""
+
+
+class Run:
+    """Everything a run carries from step to step. `fit` drives it; benchmarks time its `train_step`."""
+
+    def __init__(self, config: TrainConfig, data: Dataset):
+        self.config, self.data = config, data
+        self.device = pick_device(config.device)
+        self.batch = min(config.batch, len(data.train.labels_N))
+        self.per_epoch = len(data.train.labels_N) // self.batch
+        self.model_config = model_config(config, data)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            network = build_model(self.model_config)
+        self.network: Network = network.to(self.device)
+        self.forward = torch.compile(self.network.backbone) if config.compiled else self.network.backbone
+        with torch.no_grad():
+            self.network.lipschitz_estimate(_WARM_START_STEPS)
+        self.optimizer = _optimizer(config, self.network)
+        self.loss = training_loss(config.loss)
+        facts = DATASETS[config.dataset]
+        self.crop = facts.crop if config.crop is None else config.crop
+        self.flip = facts.flip if config.flip is None else config.flip
+        self.images = data.train.images_NCHW.to(self.device)
+        self.labels = data.train.labels_N.to(self.device)
+        # Now, not when the record is written: what is committed while the run goes on did not train it.
+        self.commit, self.dirty = git_state()
+        self.step, self.seconds = 0, 0.0
+        self.curve: list[list[float]] = []
+        self.totals = torch.zeros(5, dtype=torch.float64 if self.device.type != "mps" else None, device=self.device)
+        self.since = 0  # steps behind the totals
+        self._order: tuple[int, Tensor] | None = None
+        self.steps = 0 if config.minutes is not None else steps_of(config, len(data.train.labels_N))
+
+    def indices(self, step: int) -> Tensor:
+        """Training images of a step: a new seeded permutation every epoch."""
+        epoch, position = divmod(step, self.per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(_seed(self.config.seed, _ORDER, epoch))
+            self._order = epoch, torch.randperm(len(self.labels), generator=generator).to(self.device)
+        return self._order[1][position * self.batch : (position + 1) * self.batch]
+
+    def train_step(self) -> None:
+        """One optimiser step; adds to `totals` on the device."""
+        config, progress = self.config, self.step / self.steps
+        radius = training_radius(config, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, progress)
+        index_B = self.indices(self.step)
+        labels_B = self.labels[index_B]
+        images_BCHW = self.images[index_B]
+        if self.crop or self.flip:
+            generator = torch.Generator(self.device).manual_seed(_seed(config.seed, _AUGMENT, self.step))
+            images_BCHW = augment(images_BCHW, generator, self.crop, self.flip)
+        images_BCHW = to_unit(images_BCHW, self.data.scale).to(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            features_BF = self.forward(images_BCHW)
+        logits_BK = self.network.head(features_BF.float())
+        lipschitz = self.network.lipschitz_estimate(config.power_steps)
+        margin_KK = lipschitz * self.network.head.distances()
+        loss = self.loss(logits_BK, labels_B, margin_KK, radius)
+        loss.backward()
+        gradient_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._count(logits_BK.detach(), labels_B, margin_KK.detach(), radius, (loss, lipschitz, gradient_norm))
+        self.step += 1
+
+    def _count(self, logits_BK: Tensor, labels_B: Tensor, margin_KK: Tensor, radius: float, scalars: tuple) -> None:
+        top_B, predicted_B = logits_BK.max(1)
+        right_B = predicted_B == labels_B
+        robust_B = right_B & (top_B > bottom_logit(logits_BK, margin_KK, radius))
+        shares = (right_B.float().mean(), robust_B.float().mean())
+        self.totals += torch.stack([*shares, *(x.detach() for x in scalars)]).to(self.totals)
+        self.since += 1
+
+    def report(self, seconds: float) -> dict[str, float]:
+        """Close an interval: one row of the curve. Waits for the device.
+
+        Raises:
+            TrainingError: the loss, the Lipschitz estimate or the gradient is not finite.
+        """
+        accuracy, robust, loss, lipschitz, gradient_norm = (self.totals / max(self.since, 1)).tolist()
+        # The gradient too: it spoils the weights one step before the loss shows it.
+        if not np.isfinite([loss, lipschitz, gradient_norm]).all():
+            raise TrainingError(
+                f"loss={loss}, Lipschitz estimate={lipschitz}, gradient norm={gradient_norm} before step {self.step}: "
+                f"training diverged and the last good checkpoint, if any, is kept; "
+                f"lower lr ({self.config.lr}) or clip ({self.config.clip})"
+            )
+        self.seconds += seconds
+        progress = (self.step - 1) / self.steps
+        row = [
+            self.step, self.step * self.batch, round(self.seconds, 3), learning_rate(self.config, progress),
+            training_radius(self.config, progress), loss, accuracy, robust, lipschitz,
+        ]  # fmt: skip
+        self.curve.append(row)
+        self.totals.zero_()
+        self.since = 0
+        return dict(zip(CURVE_FIELDS, row, strict=True))
+
+    def pin_minutes(self) -> None:
+        """Turn `minutes` into steps by timing a throw-away copy of the run."""
+        trial = copy.copy(self)
+        trial.network = copy.deepcopy(self.network)
+        trial.forward = torch.compile(trial.network.backbone) if self.config.compiled else trial.network.backbone
+        trial.optimizer = _optimizer(self.config, trial.network)
+        trial.totals, trial.steps = self.totals.clone(), 10**6
+        for timed in (False, True):
+            self.synchronise()
+            start = time.perf_counter()
+            for _ in range(10 if timed else 3):
+                trial.train_step()
+            self.synchronise()
+            elapsed = time.perf_counter() - start
+        self.steps = max(1, int(self.config.minutes * 60 / (elapsed / 10)))
+        self.config = self.config.with_steps(self.steps)
+
+    def synchronise(self) -> None:
+        """Wait for the device, so that a clock read next tells the truth."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
+            "config": self.config.model_dump(mode="json"), "data": self.data.sha256, "steps": self.steps,
+            "step": self.step, "seconds": self.seconds, "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "curve": self.curve, "totals": self.totals, "since": self.since,
+            "commit": self.commit, "dirty": self.dirty,
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint of the same settings.
+
+        Raises:
+            TrainingError: the data set is not the one the checkpoint was trained on.
+        """
+        if state["data"] != self.data.sha256:
+            raise TrainingError(
+                f"checkpoint was trained on other data (sha256 {state['data']}, here {self.data.sha256})"
+            )
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()}
+        self.config = TrainConfig(**settings)
+        self.network.load_state_dict(state["network"], strict=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps, self.step, self.seconds = state["steps"], state["step"], state["seconds"]
+        self.curve, self.since = state["curve"], state["since"]
+        self.totals.copy_(state["totals"])
+        # Trained in parts by different code: no commit holds what made these numbers.
+        if state["dirty"] or state["commit"] != self.commit:
+            self.commit, self.dirty = state["commit"], True
+
+
+def model_config(config: TrainConfig, data: Dataset) -> ModelConfig:
+    """The network a run trains."""
+    channels, height, _ = data.shape
+    return ModelConfig(
+        family=config.family, depth=config.depth, width=config.width, neck=config.neck, neck_width=config.neck_width,
+        stem=config.stem, channels=channels, input_size=height, classes=data.classes,
+    )  # fmt: skip
+
+
+def pick_device(name: str) -> torch.device:
+    """The device behind `auto`, `cpu`, `cuda`, `mps`.
+
+    Raises:
+        TrainingError: asked for an accelerator that is not there.
+    """
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if present[kind])
+    if not present[name]:
+        here = ", ".join(kind for kind, there in present.items() if there)
+        raise TrainingError(f"device={name!r}: not available on this machine; it has {here}")
+    return torch.device(name)
+
+
+def write_curve(path: Path, curve: list[list[float]]) -> None:
+    """The training curve as CSV, columns `CURVE_FIELDS`; accuracies are fractions over the interval's batches."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(CURVE_FIELDS)
+        writer.writerows([[value if isinstance(value, int) else f"{value:.8g}" for value in row] for row in curve])
+
+
+def _optimizer(config: TrainConfig, network: Network) -> torch.optim.Optimizer:
+    common = {"lr": config.lr, "betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
+    parameters = list(network.parameters())
+    if config.optimizer == "nadam":
+        optimizer = torch.optim.NAdam(parameters, decoupled_weight_decay=True, **common)
+    else:
+        # Without weight decay Adam and AdamW are the same method.
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+        optimizer = kind(parameters, fused=True, **common)
+    if config.lookahead:
+        try:
+            from pytorch_optimizer import Lookahead
+        except ImportError:
+            raise TrainingError(
+                "lookahead=True needs the package pytorch-optimizer: pip install 'lipcert[train]'"
+            ) from None
+        optimizer = Lookahead(optimizer, k=6, alpha=0.5)
+    return optimizer
+
+
+def _seed(*parts: int) -> int:
+    """One seed for a (seed, stream, number) triple; streams do not overlap for neighbouring numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
