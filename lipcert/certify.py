@@ -7,7 +7,7 @@ come from `lipcert.bounds` (proven), never from the power method.
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
@@ -80,7 +80,6 @@ class Certificates:
     effort: str = "fast"
     guarantee: str = "nominal"
     arithmetic: str = "float64"
-    seconds: float = field(default=0.0, compare=False)
 
     def __len__(self) -> int:
         return len(self.prediction_B)

@@ -252,14 +252,14 @@ def vra_figure_words(one_per_dataset: bool = False) -> Markdown:
         ordered = sorted(proven)
         gap = max((e - p for p, e in zip(proven, estimated, strict=True)), default=0.0)
         lines.append(
-            f"{data_name(r)}, {network_name(r)}: half of the images are right and certified beyond radius "
+            f"- {data_name(r)}, {network_name(r)}: half of the images are right and certified beyond radius "
             f"{_down(ordered[len(ordered) // 2])}/255, the best one beyond {_down(ordered[-1])}/255; the power "
             f"method's claim exceeds the proof by at most {255 * gap:.2g}/255."
         )
-    opening = "Solid lines are certified, dotted ones are the power method's claim. "
+    opening = "Solid lines are certified, dotted ones are the power method's claim."
     if {r.data.name for r in records} & set(_PEERS):
-        opening += "Hollow triangles are public results of other size and schedule, estimated: not comparable. "
-    return Markdown(opening + " ".join(lines) if lines else "")
+        opening += " Hollow triangles are public results of other size and schedule, estimated: not comparable."
+    return Markdown("\n".join([opening, "", *lines]) if lines else "")
 
 
 def training_curve(record: Record) -> Figure:

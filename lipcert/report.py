@@ -201,7 +201,7 @@ def best_list() -> Markdown:
     """One line per data set: the study's best network and what it is worth."""
     lines = [
         f"- **{name}**: VRA {percent(r.vra(r.config.radius))} at {r.config.radius} "
-        f"({getattr(r.result(r.config.radius), 'guarantee', 'none')}), clean {percent(r.clean_accuracy())}, "
+        f"({r.result(r.config.radius).guarantee}), clean {percent(r.clean_accuracy())}, "
         f"{r.model.parameters / 1e6:.2f} M parameters"
         for name, r in best_records().items()
     ]
@@ -219,7 +219,7 @@ def study_words() -> Markdown:
         result = r.result(radius)
         estimated = r.result(radius, "estimated")
         line = (
-            f"On {name}, {network_name(r)} with {r.model.parameters / 1e6:.2f} M parameters is right on "
+            f"- On {name}, {network_name(r)} with {r.model.parameters / 1e6:.2f} M parameters is right on "
             f"{percent(r.clean_accuracy())} of {r.test.images:,} test images, and both right and certified "
             f"({result.guarantee}) at ℓ₂ radius {radius} on {percent(r.vra(radius))}."
         )
@@ -227,7 +227,7 @@ def study_words() -> Markdown:
             extra = estimated.certified_correct - result.certified_correct
             line += f" The power method would have claimed {_more(extra)}."
         lines.append(line)
-    return Markdown(" ".join(lines))
+    return Markdown("\n".join(lines))
 
 
 def _more(extra: int) -> str:

@@ -116,7 +116,7 @@ def test_round_trip_is_bit_exact(stored):
     chain, path = stored
     for given in (path, str(path), path.with_suffix("")):
         again = load_network(given)
-        assert again.card == CARD and not again.training
+        assert again.card.items() >= CARD.items() and not again.training
         assert list(again.state_dict()) == list(chain.state_dict())
         assert all(
             torch.equal(a, b) for a, b in zip(again.state_dict().values(), chain.state_dict().values(), strict=True)
