@@ -16,13 +16,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options)
     except KeyboardInterrupt:
         return _EXIT_STOPPED
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+    except BrokenPipeError:  # an OSError, so it comes first
+        return 0
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError, ArithmeticError) as error:
         if options.traceback:
             raise
         print(f"lipcert: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> int:
     import yaml
 
-    from lipcert.config import ConfigError, load_config
+    from lipcert.config import ConfigError, load_config, read_yaml
     from lipcert.report import run_sentence
     from lipcert.train import fit
 
@@ -87,7 +87,10 @@ def _train(options: argparse.Namespace) -> int:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"{text!r}: parameters are written NAME=VALUE")
-        overrides[name] = yaml.safe_load(value)
+        try:
+            overrides[name] = read_yaml(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{text!r}: value not readable as YAML: {error}") from None
     config = load_config(options.file, **overrides)
     path = fit(config, options.resume, options.fresh, progress=not options.quiet, download=options.download)
     print(run_sentence(path))

@@ -7,6 +7,7 @@ Nothing is unpickled.
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     if path.exists():
         # A hard link, not a rename: at no moment is there no checkpoint under the usual name.
         previous.unlink(missing_ok=True)
-        os.link(path, previous)
+        try:
+            os.link(path, previous)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, previous)
     os.replace(partial, path)
 
 
@@ -46,7 +50,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
             continue
         try:
             return _read(candidate)
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
+        except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError) as error:
             damaged.append(f"{candidate}: {error}")
     if damaged:
         raise ValueError("no usable checkpoint; start afresh with fresh=True (--fresh). " + "; ".join(damaged))

@@ -7,6 +7,7 @@
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,7 +48,7 @@ class ModelConfig(Settings):
         "auto", description="first convolution, kernel/stride; auto picks it from the input size"
     )
     channels: int = Field(1, ge=1, le=64, description="input channels")
-    input_size: int = Field(8, description="side of the square input images in pixels")
+    input_size: int = Field(8, ge=1, le=4096, description="side of the square input images in pixels")
     classes: int = Field(10, ge=2, le=100_000, description="number of classes")
 
 
@@ -227,18 +228,32 @@ def _suggest(key: str, cls: type[Settings]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def load_config(path: str | Path, **overrides: Any) -> TrainConfig:
+class _Loader(yaml.SafeLoader):
+    """PyYAML with the numbers of YAML 1.2: `1e-3` is one, not text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
+)
+
+
+def read_yaml(text: str) -> Any:
+    """Literals only, as `yaml.safe_load`."""
+    return yaml.load(text, _Loader)
+
+
+def load_config(path: str | Path, /, **overrides: Any) -> TrainConfig:
     """A `TrainConfig` from a YAML file of literals, with overrides.
 
     Raises:
         ConfigError: not a mapping of known keys with allowed values; names the file.
     """
     try:
-        settings = yaml.safe_load(Path(path).read_text())
+        settings = read_yaml(Path(path).read_text())
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: must be a mapping of parameters, is {type(settings).__name__}")
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise ConfigError(f"{path}: must be a mapping of parameter names to values")
     try:
         return parse(TrainConfig, settings | overrides)
     except ConfigError as error:

@@ -8,9 +8,11 @@ import base64
 import csv
 import html
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -240,7 +242,7 @@ def _draw_peers(axes: "Axes", datasets: set[str], rows: list, labels: list) -> l
 
 def _down(radius: float) -> str:
     """In units of 1/255, cut and not rounded: a printed radius is never above the proven one."""
-    return f"{int(2550 * radius) / 10:.1f}"
+    return f"{math.floor(2550 * Fraction(radius)) / 10:.1f}"
 
 
 def vra_figure_words(one_per_dataset: bool = False) -> Markdown:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lipcert.power import power_iterate, start_vector
+from lipcert.power import power_iterate, stable_norm, start_vector
 
 
 class Map(nn.Module):
@@ -159,7 +159,7 @@ class Dense(Map):
     def norm_estimate(self, steps: int) -> Tensor:
         weight_OI = self.linear.weight
         v = power_iterate(lambda v: v @ weight_OI.T, lambda u: u @ weight_OI, self.iterate, steps)
-        return torch.linalg.vector_norm(v @ weight_OI.T)
+        return stable_norm(v @ weight_OI.T)[0]
 
     def plain(self) -> list[nn.Module]:
         return [plain_linear(self.linear.weight, self.linear.bias)]
@@ -250,7 +250,7 @@ def conv_estimate(kernel: Tensor, iterate: Tensor, steps: int, stride: int, padd
         return torch.nn.grad.conv2d_input(iterate.shape, kernel, u, stride, padding, groups=groups)
 
     image = forward(power_iterate(forward, adjoint, iterate, steps, groups))
-    return torch.linalg.vector_norm(image.reshape(groups, -1), dim=1)
+    return stable_norm(image, groups)
 
 
 def plain_conv(kernel_OIhw: Tensor, bias_O: Tensor, stride: int, padding: int) -> nn.Conv2d:

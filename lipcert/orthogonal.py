@@ -27,11 +27,13 @@ def cholesky_orthogonalise(matrix_RC: Tensor) -> Tensor:
     """
     if matrix_RC.shape[0] > matrix_RC.shape[1]:
         return cholesky_orthogonalise(matrix_RC.T).T
-    gram = matrix_RC @ matrix_RC.T
-    ridge = _RIDGE * gram.detach().diagonal().mean()
-    # `_ex`: no wait for the device to report success; where it fails the loss is not finite, which ends the run.
-    factor, _ = torch.linalg.cholesky_ex(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-    return torch.linalg.solve_triangular(factor, matrix_RC, upper=False)
+    # A Gram matrix in bfloat16 would train other weights than those that are certified.
+    with torch.autocast(matrix_RC.device.type, enabled=False):
+        gram = matrix_RC @ matrix_RC.T
+        ridge = _RIDGE * gram.detach().diagonal().mean()
+        # `_ex`: no wait for the device to report success; where it fails the loss is not finite, which ends the run.
+        factor, _ = torch.linalg.cholesky_ex(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+        return torch.linalg.solve_triangular(factor, matrix_RC, upper=False)
 
 
 class OrthogonalPatchConv(Map):

@@ -33,18 +33,32 @@ def power_iterate(
     with torch.no_grad():
         v = iterate
         for _ in range(steps):
-            v = _normalise(adjoint(forward(v)), groups)
+            # Each half normalised by itself: A^T A v leaves the range of float32 where A v does not. An iterate that
+            # the map sends to zero is kept, or it would stay zero for good.
+            image = forward(v)
+            v = _normalise(adjoint(_normalise(image, groups)), groups, otherwise=v)
         iterate.copy_(v)
         return iterate.clone()
 
 
-def _normalise(v: Tensor, groups: int) -> Tensor:
+def stable_norm(x: Tensor, groups: int = 1) -> Tensor:
+    """l2 norm of each group, (groups,), without squaring numbers whose squares under- or overflow."""
+    rows = x.reshape(groups, -1)
+    largest = rows.detach().abs().amax(dim=1)
+    largest = torch.where(largest > 0, largest, 1.0)
+    return largest * torch.linalg.vector_norm(rows / largest[:, None], dim=1)
+
+
+def _normalise(v: Tensor, groups: int, otherwise: Tensor | None = None) -> Tensor:
     # Largest entry first: squares of small entries must not underflow, and no epsilon may hide a small norm.
     rows = v.reshape(groups, -1)
     largest = rows.abs().amax(dim=1, keepdim=True)
     rows = rows / torch.where(largest > 0, largest, 1.0)
     length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return (rows / torch.where(length > 0, length, 1.0)).reshape(v.shape)
+    unit = (rows / torch.where(length > 0, length, 1.0)).reshape(v.shape)
+    if otherwise is None:
+        return unit
+    return torch.where(length > 0, unit.reshape(groups, -1), otherwise.reshape(groups, -1)).reshape(v.shape)
 
 
 def norm_estimate(layer: nn.Module, input_shape: tuple[int, ...], steps: int = 10, seed: int = 0) -> Tensor:
@@ -84,4 +98,4 @@ def norm_estimate(layer: nn.Module, input_shape: tuple[int, ...], steps: int = 1
         def adjoint(u: Tensor) -> Tensor:
             return torch.nn.grad.conv2d_input(v.shape, weight, u, *options)
 
-    return torch.linalg.vector_norm(forward(power_iterate(forward, adjoint, v, steps)))
+    return stable_norm(forward(power_iterate(forward, adjoint, v, steps)))[0]

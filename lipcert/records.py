@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lipcert.config import TrainConfig
+from lipcert.config import RadiusText, TrainConfig
 from lipcert.paths import local_dir, results_dir
 from lipcert.radius import Radius
 
@@ -73,7 +73,7 @@ class Training(_Part):
 
 class Result(_Part):
     norm: Literal["l2", "linf"]
-    radius: str = Field(description="exact, in pixels of [0, 1]")
+    radius: RadiusText = Field(description="exact, in pixels of [0, 1]")
     method: Literal["margin", "interval"]
     effort: Literal["fast", "tight", "exact"] | None = Field(description="of the bounds; null for estimated")
     guarantee: Literal["estimated", "nominal", "real", "executed"]
@@ -116,6 +116,13 @@ class Bounds(_Part):
     lower: float = Field(description="product of the layers' lower ends, rounded down (backbone)")
     layers: tuple[Layer, ...]
 
+    @model_validator(mode="after")
+    def _enclosure(self) -> "Bounds":
+        for part in (self, *self.layers):
+            if not part.lower <= part.upper:
+                raise ValueError(f"lower={part.lower}: must be at most upper={part.upper}")
+        return self
+
 
 class Provenance(_Part):
     command: str
@@ -140,6 +147,17 @@ class Record(_Part):
     test: Test | None
     bounds: Bounds | None
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _one_story(self) -> "Record":
+        if (self.training.status == "finished") != (self.test is not None):
+            rule = "given" if self.test is None else "null"
+            raise ValueError(f"status={self.training.status!r}: test must be {rule}")
+        if self.test is not None:
+            split = getattr(self.data, self.test.split)
+            if self.test.images != split:
+                raise ValueError(f"test.images={self.test.images}: must be the {self.test.split} split's {split}")
+        return self
 
     def result(self, radius: "Radius | str", guarantee: str | None = None) -> Result | None:
         """The result at a radius: the strongest guarantee present, or the one named (`"estimated"` only by name)."""
@@ -178,7 +196,7 @@ def read_record(path: str | Path) -> Record:
         return Record(**settings)
     except FileNotFoundError:
         raise RecordError(f"no record at {path}") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{path}: not a run record: {error}") from error
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, p['loc']))}={p['input']!r:.80}: {p['msg']}" for p in error.errors()]

@@ -47,6 +47,8 @@ def fit(
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, after writing a checkpoint and a record with status "stopped".
     """
     path = local_dir() / "checkpoints" / f"{config.run_id()}.safetensors"
+    if resume and fresh:
+        raise TrainingError("resume and fresh: continue the unfinished run or discard it, not both")
     if fresh:
         remove_checkpoint(path)
     state = load_checkpoint(path)

@@ -57,7 +57,7 @@ def _stem(config: ModelConfig) -> tuple[int, int, int]:
             "name the stem yourself for another"
         )
     if name == "patch":
-        side = round((config.width / config.channels) ** 0.5)
+        side = max(1, round((config.width / config.channels) ** 0.5))
         return side, side, 0
     kernel, stride = int(name[0]), int(name[-1])
     return kernel, stride, kernel // 2

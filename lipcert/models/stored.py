@@ -3,6 +3,7 @@
 Nothing is unpickled and no class name from a file is looked up freely: the layer kinds are the ones below.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 
 from lipcert.layers import MinMax, Shift
 from lipcert.paths import local_dir, results_dir
+from lipcert.provenance import tensors_sha256
 
 # kind -> (class, names of its arguments): everything a plain chain may consist of.
 _KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
@@ -30,6 +32,10 @@ _KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "ReLU": (nn.ReLU, ()),
     "Identity": (nn.Identity, ()),
 }
+
+
+# Keys of a card that every reader relies on.
+_CARD = {"dataset", "classes", "class_seed", "class_names", "input_shape", "radius", "file_sha256"}
 
 
 def geometry(chain: nn.Sequential) -> list[dict[str, Any]]:
@@ -57,10 +63,17 @@ def save_network(chain: nn.Sequential, path: Path, card: dict[str, Any]) -> None
     # channels-last kernels are strided views; the file holds plain row-major tensors
     tensors = {key: value.detach().float().cpu().contiguous() for key, value in chain.state_dict().items()}
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"geometry": json.dumps(geometry(chain))})
+    plan = json.dumps(geometry(chain))
+    save_file(tensors, partial, metadata={"geometry": plan})
+    # In the card: two keys of metadata come in a random order, and equal networks should be equal files.
+    card = card | {"file_sha256": _digest(plan, tensors)}
     os.replace(partial, path)
     partial.write_text(json.dumps(card, indent=1) + "\n")
     os.replace(partial, path.with_suffix(".json"))
+
+
+def _digest(plan: str, tensors: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256((plan + tensors_sha256(tensors)).encode()).hexdigest()
 
 
 def load_network(path: str | Path) -> nn.Sequential:
@@ -75,8 +88,9 @@ def load_network(path: str | Path) -> nn.Sequential:
         raise FileNotFoundError(f"no network at {path}; shipped ones: {', '.join(shipped()) or 'none'}")
     try:
         with safe_open(path, framework="pt") as file:
-            layers = json.loads((file.metadata() or {})["geometry"])
+            metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        layers = json.loads(metadata["geometry"])
         chain = nn.Sequential()
         for layer in layers:
             kind, name = layer.pop("kind"), layer.pop("name")
@@ -90,7 +104,11 @@ def load_network(path: str | Path) -> nn.Sequential:
             raise ValueError("weights must be finite float32")
         chain.load_state_dict(tensors, strict=True)
         card = json.loads(path.with_suffix(".json").read_text())
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        if missing := _CARD - set(card):
+            raise ValueError(f"its card lacks {', '.join(sorted(missing))}")
+        if card["file_sha256"] != _digest(metadata["geometry"], tensors):
+            raise ValueError("checksum differs from its card's")
+    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError, OSError) as error:
         raise ValueError(f"{path} is damaged or was not written by lipcert: {error}") from error
     chain.card = card
     return chain.eval().requires_grad_(False)

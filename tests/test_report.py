@@ -1,0 +1,280 @@
+"""Records in words, tables and figures against hand-made records whose numbers are known."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made import add_radii, digits, make_record
+
+from lipcert import figures, labels, plane, published, report, schema, scoreboard
+from lipcert.config import TrainConfig, load_config
+from lipcert.paths import ROOT
+from lipcert.published import compare, load_published, presets
+from lipcert.radius import Radius
+from lipcert.records import Record, write_record
+
+V1 = ROOT / "notebooks/params/published/liresnet-v1-cifar10.yaml"
+V1_ID = "liresnet-arxiv-v1_liresnet-l18w256_cifar10_l2_36-255_vra"
+
+
+# --- sentences -------------------------------------------------------------------------------------------------------
+
+
+def test_run_sentence_of_a_finished_run():
+    sentence = report.run_sentence(make_record(digits(), (6512, 5000, 100)))
+    assert (
+        "clean accuracy 80.00 %, VRA 65.12 % at l2 radius 36/255 (nominal guarantee); 10,000 test images." in sentence
+    )
+
+
+def test_run_sentence_of_a_stopped_run_claims_nothing():
+    sentence = report.run_sentence(make_record(digits(), status="stopped"))
+    assert "stopped after" in sentence and "not tested" in sentence and "%" not in sentence
+
+
+def test_run_sentence_names_the_validation_split(results: Path):
+    path = write_record(make_record(digits(), split="validation"))
+    assert "10,000 validation images (held out of the training set" in report.run_sentence(path)
+
+
+def test_tables_of_a_run_say_the_guarantee_and_round_outwards():
+    record = make_record(digits())
+    assert "VRA, nominal | 6510 | 65.10\N{NO-BREAK SPACE}% | 65.13\N{NO-BREAK SPACE}%" in report.run_table(record)
+    bounds = report.bounds_table(record)
+    assert "| `stem` | Conv2d | 1.9999 | 1.9000 | 2.0001 | matrix |" in bounds and "shift" not in bounds
+    assert "below the proven lower end" in report.bounds_words(record)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(12.3, "12 s"), (118, "2.0 min"), (5400, "1.5 h")])
+def test_durations(seconds: float, text: str):
+    assert report.duration(seconds) == text
+
+
+# --- published numbers -----------------------------------------------------------------------------------------------
+
+
+def test_published_numbers_are_readable_and_their_ids_unique():
+    rows = load_published()
+    assert len({row.id for row in rows}) == len(rows) == 388
+    assert {row.evidence for row in rows} == set(published.EVIDENCE)
+
+
+def test_a_damaged_published_number_is_refused_by_line(tmp_path: Path):
+    lines = published.published_path().read_text().splitlines()
+    (tmp_path / "p.csv").write_text("\n".join([lines[0], lines[1].replace("65.1", "165.1")]))
+    with pytest.raises(ValueError, match=r"line 2: value_percent=165\.1: must be in \[0, 100\]"):
+        load_published(tmp_path / "p.csv")
+
+
+def test_every_preset_names_known_rows_of_its_own_data():
+    rows = {row.id: row for row in load_published()}
+    assert len(presets()) == 3
+    for preset in presets():
+        assert preset.config.published
+        for name in preset.config.published:
+            assert (rows[name].dataset, rows[name].extra_data) == (preset.config.dataset, "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("liresnet-v1-cifar10", 16.94), ("liresnet-v1-cifar100", 16.99), ("liresnet-neurips-cifar10", 49.35)],
+)
+def test_presets_have_the_published_size(name: str, millions: float):
+    preset = next(p for p in presets() if p.path.stem == name)
+    assert published.preset_parameters(preset) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_nothing_is_counted_without_records(results: Path):
+    assert {c.status for c in compare([])} == {"not run"}
+    assert scoreboard.scoreboard().startswith("**0 of 4 published numbers re-measured**: no network")
+    assert "not run" in scoreboard.comparison_table() and "nan" not in scoreboard.comparison_table()
+
+
+@pytest.mark.parametrize(
+    ("count", "status"),
+    [(6510, "reproduced"), (6550, "reproduced"), (6570, "above"), (6460, "reproduced"), (6450, "below")],
+)
+def test_status_follows_the_difference(count: int, status: str):
+    record = make_record(load_config(V1), (count, 5000, 100))
+    found = next(c for c in compare([record]) if c.row.id == V1_ID)
+    assert found.status == status
+    assert found.difference == pytest.approx(count / 100 - 65.1)
+    assert found.at_or_above == (count >= 6505)
+
+
+def test_seeds_are_averaged_and_their_spread_shown(results: Path):
+    for seed, count in enumerate((6400, 6500, 6600)):
+        write_record(make_record(load_config(V1, seed=seed), (count, 5000, 100)), results)
+    assert "65.00\N{NO-BREAK SPACE}% (nominal), 3 seeds, 64.00 to 66.00" in scoreboard.comparison_table()
+    assert (
+        "1 of 4" in scoreboard.scoreboard() and "0 at or above the paper, 1 below, 3 not run" in scoreboard.scoreboard()
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"config": {"depth": 17}}, {"config": {"loss": "emma"}}, {"record": {"nominal": (), "radii": ()}}],
+    ids=["network", "loss", "radius not measured"],
+)
+def test_a_run_that_differs_is_not_comparable(changes: dict, monkeypatch: pytest.MonkeyPatch):
+    record = make_record(load_config(V1, **changes.get("config", {})))
+    if "record" in changes:
+        record = record.model_copy(update={"test": record.test.model_copy(update={"results": ()})})
+    found = next(c for c in compare([record]) if c.row.id == V1_ID)
+    assert (found.status, found.ours, found.others) == ("not comparable", (), (record,))
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 0}, {"status": "stopped"}, {"split": "validation"}])
+def test_smoke_stopped_and_validation_runs_are_no_results(changes: dict):
+    assert next(c for c in compare([make_record(load_config(V1), **changes)]) if c.row.id == V1_ID).status == "not run"
+
+
+def test_an_estimate_is_never_taken_for_a_certificate():
+    record = make_record(load_config(V1))
+    estimated = tuple(r for r in record.test.results if r.guarantee == "estimated")
+    record = record.model_copy(update={"test": record.test.model_copy(update={"results": estimated})})
+    assert not next(c for c in compare([record]) if c.row.id == V1_ID).ours
+
+
+def test_differences_in_schedule_are_named():
+    preset = load_config(V1)
+    found = published.schedule_differences(make_record(load_config(V1, lr=0.002), epochs=10), preset)
+    assert found == ["`lr` 0.002 (preset: 0.001)", "images seen 499,200 (preset: 39,936,000)"]
+    assert published.schedule_differences(make_record(preset), preset) == []
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_table_is_wider_than_six_columns(results: Path):
+    write_record(make_record(load_config(V1)), results)
+    write_record(make_record(digits(), train=1437), results)
+    write_record(make_record(digits(seed=1), train=1437))
+    makers = (
+        scoreboard.comparison_table, scoreboard.evidence_table, scoreboard.size_table, scoreboard.recipe_table,
+        report.study_table, report.local_table, report.provenance_table, report.claim_table, schema.field_table,
+        schema.settings_table,
+    )  # fmt: skip
+    for make in makers:
+        columns = {line.count(" | ") + 1 for line in make().strip().splitlines()}
+        assert len(columns) == 1 and columns.pop() <= 6, make.__name__
+
+
+def test_study_table_shows_both_numbers_and_leaves_published_networks_out(results: Path):
+    write_record(make_record(load_config(V1)), results)
+    write_record(make_record(digits(), (7001, 3000, 9), train=1437), results)
+    text = report.study_table().replace("\N{NO-BREAK SPACE}", " ")
+    assert "70.01 % nominal (70.04 % estimated)" in text and "1.23 M" in text and "L18W256" not in text
+    assert "claimed 3 images more" in report.study_words()
+    assert "+3" in report.claim_table()
+
+
+def test_pages_have_words_when_there_are_no_runs(results: Path):
+    for make in (report.study_table, report.study_words, report.best_list, report.rerun, report.provenance_table):
+        assert "No" in make()
+    assert "no runs of your own" in report.local_table()
+    assert isinstance(figures.vra_figure(), report.Markdown)
+
+
+def test_your_runs_are_listed_with_what_they_are(results: Path):
+    write_record(make_record(digits(seed=1), status="stopped"))
+    write_record(make_record(digits(seed=2), epochs=0))
+    write_record(make_record(digits(seed=3), split="validation"))
+    (results / "local/runs/broken.json").write_text("{}")
+    text = report.local_table()
+    assert "| stopped |" in text and "not tested" in text
+    assert "finished, smoke size, no result" in text and "finished, validation split" in text
+    assert "Cannot be read: `broken.json: " in text
+    assert report.result_records() == []
+
+
+def test_rerun_names_the_file_of_the_settings(results: Path):
+    write_record(make_record(load_config(V1, seed=3)), results)
+    text = report.rerun()
+    assert "lipcert train notebooks/params/published/liresnet-v1-cifar10.yaml seed=3\n" in text
+    assert "2.0 min on abacus, 2 threads. Expect a clean accuracy of 80.00 % and a VRA of 65.10 % at 36/255." in text
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_vra_figure_draws_what_the_record_counts(results: Path):
+    rows = [(1, 1, 0.2, 0.3), (1, 1, 0.14117647058823529, 0.15), (1, 2, 5.0, 5.0), (0, -1, 0.0, 0.0)]
+    record = add_radii(make_record(digits(batch=2), (2, 0, 0), clean=2, train=4, images=4), results, rows)
+    write_record(record, results)
+    drawn = dict(line.split(",")[1:3] for line in figures.vra_figure().csv.splitlines()[1:])
+    assert drawn["0/255"] == "50.0000" and drawn["36/255"] == "25.0000" and drawn["52/255"] == "0.0000"
+    assert figures.vra_curve([0.5, 0.0], 2, [Radius("0"), Radius("1/2"), Radius("0.6")]) == [100.0, 50.0, 0.0]
+    assert "half of the images are right and certified beyond radius 35.9/255" in figures.vra_figure_words()
+
+
+def test_figures_follow_the_page_and_keep_to_themselves(results: Path):
+    write_record(make_record(load_config(V1)), results)
+    figure = figures.key_figure()
+    assert figure.csv.count("\n") == 5 and "reproduced" in figure.csv and "ours 65.10" in figure.alt
+    html = figure._repr_html_()
+    assert figures.INK not in html and "currentColor" in html and "<style" not in html
+    assert 'role="img"' in html and "aria-label=" in html and "http://www.w3.org/2000/svg" in html
+    names = set(re.findall(r'\bid="([^"]+)"', figure.svg))
+    assert all(name.startswith("key-figure-") for name in names)
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', figure.svg)) <= names
+
+
+def test_a_saved_figure_stands_alone(results: Path, tmp_path: Path):
+    text = figures.key_figure().save(tmp_path / "key.svg").read_text()
+    assert text.startswith("<svg") and "<title>" in text and "prefers-color-scheme:dark" in text
+
+
+def test_labels_cover_no_line_and_no_label():
+    _, axes = figures.canvas(5, 3)
+    axes.set(xlim=(0, 10), ylim=(0, 10))
+    series = [(name, [(x, level) for x in range(11)]) for name, level in (("upper line", 8), ("lower line", 2))]
+    labels.place_labels(axes, series, figures.INK, 10)
+    axes.figure.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in axes.texts]
+    assert not boxes[0].overlaps(boxes[1])
+    for box in boxes:
+        low, high = (axes.transData.inverted().transform(p)[1] for p in (box.p0, box.p1))
+        assert not any(low < level < high for level in (2, 8))
+
+
+# --- schema and places -----------------------------------------------------------------------------------------------
+
+
+def test_every_field_is_explained():
+    assert all(meaning for _, _, meaning in schema.record_fields(Record))
+    assert all(field.description for field in TrainConfig.model_fields.values())
+
+
+def test_csv_columns_are_explained_as_they_are_written():
+    from lipcert.evaluate import RADII_FIELDS
+    from lipcert.run import CURVE_FIELDS
+
+    assert tuple(schema.CURVE_COLUMNS) == CURVE_FIELDS
+    assert tuple(schema.RADII_COLUMNS) == RADII_FIELDS
+    assert list(schema.PUBLISHED_COLUMNS) == schema.published_columns()
+
+
+def test_results_readme_is_current():
+    assert schema.readme() in (ROOT / "results/README.md").read_text()
+
+
+def test_report_needs_neither_torch_nor_plotting():
+    code = (
+        "import sys, lipcert.report, lipcert.scoreboard, lipcert.figures, lipcert.schema;"
+        "sys.exit(bool({'torch', 'pandas', 'matplotlib.figure'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- the net one can see ---------------------------------------------------------------------------------------------
+
+
+def test_the_plane_net_keeps_its_promise_and_the_check_can_fail(monkeypatch: pytest.MonkeyPatch):
+    net = plane.train_plane_net(steps=20)
+    assert plane.changed_on_circles(net) == 0
+    honest = net.radii
+    monkeypatch.setattr(plane.PlaneNet, "radii", lambda self, x: (honest(x)[0], 3 * honest(x)[1]))
+    assert plane.changed_on_circles(net) > 0
