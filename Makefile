@@ -9,6 +9,7 @@ PAGE := _build/html/index.html
 .PHONY: study test quick book book-check install format clean help
 
 study: $(STAMP)  ## train a small network on the embedded digits, certify it, build the book
+	mkdir -p results/local/notebooks
 	$(BIN)/papermill --no-progress-bar --log-output notebooks/train.ipynb results/local/notebooks/train.ipynb </dev/null
 	$(BIN)/lipcert runs list
 	$(MAKE) --no-print-directory book
@@ -38,7 +39,8 @@ install: $(STAMP)  ## make the environment in .venv
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[all]"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[all]" \
+	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all]"  # where pip is configured and uv is not
 	touch $@
 
 format: $(STAMP)

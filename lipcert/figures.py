@@ -1,17 +1,11 @@
-"""Figures as SVG that lives in the page: text takes the page's colour and font, so light and dark both work offline.
+"""The study's figures: published numbers beside ours, VRA over the radius, training curves.
 
-Every figure comes with alternative text and with the numbers it was drawn from as CSV. matplotlib is imported when a
-figure is drawn. Colours are Okabe-Ito's, each also told apart by marker or dash.
+Each function that draws has one that says the same in words.
 """
 
-import base64
 import csv
-import html
-import io
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,94 +15,27 @@ from lipcert.paths import local_dir, results_dir
 from lipcert.published import Comparison, compare, load_published
 from lipcert.radius import Radius
 from lipcert.records import Record, load_records
-from lipcert.report import DATASETS, Markdown, data_name, network_name, study_records
+from lipcert.report import DATASETS, NOTHING, Markdown, by_radii, data_name, network_name, study_records
+from lipcert.svg import BLUE, FAINT, GREEN, INK, PURPLE, VERMILLION, WIDTH, Figure, canvas, finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Canvas
 
-BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-INK = "#010101"  # stands for the page's text colour and is replaced by `currentColor`
-FAINT = "#808080"
-_WIDTH = 5.2  # inches: text stays readable when a phone shrinks the figure
-_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE)
 _MARKERS = {"l2": "o", "linf": "s", "": "D"}
-_RC = {
-    "svg.fonttype": "none", "svg.hashsalt": "lipcert", "font.family": "sans-serif", "font.size": 11,
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT,
-    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False,
-    "legend.frameon": False, "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
-    "grid.color": FAINT, "grid.alpha": 0.35, "grid.linewidth": 0.6,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Figure:
-    """An SVG with a name, alternative text and the numbers behind it (CSV text)."""
-
-    name: str
-    svg: str
-    alt: str
-    csv: str
-
-    def _repr_html_(self) -> str:
-        data = base64.b64encode(self.csv.encode()).decode()
-        alt = html.escape(self.alt, quote=True)
-        svg = self.svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" class="lipcert" ', 1)
-        link = f'<a download="{self.name}.csv" href="data:text/csv;base64,{data}">the numbers in this figure (CSV)</a>'
-        return f'<figure class="lipcert" id="figure-{self.name}">{svg}<figcaption>{link}</figcaption></figure>'
-
-    def __repr__(self) -> str:
-        return f"<figure {self.name}: {self.alt}>"
-
-    def save(self, path: str | Path) -> Path:
-        """Write a file that follows the reader's colour scheme on its own, for a README."""
-        style = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
-        title = f"<title>{html.escape(self.alt)}</title>"
-        Path(path).write_text(re.sub(r"(<svg [^>]*>)", lambda m: m[1] + title + style, self.svg, count=1))
-        return Path(path)
-
-
-def canvas(width: float, height: float) -> "tuple[Canvas, Axes]":
-    """A figure of that many inches and its axes, in the style of the book."""
-    import matplotlib
-    from matplotlib.figure import Figure as Canvas
-
-    with matplotlib.rc_context(_RC):
-        figure = Canvas(figsize=(width, height), layout="constrained")
-        return figure, figure.add_subplot()
-
-
-def finish(name: str, figure: "Canvas", alt: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> Figure:
-    """The drawn figure as text: no size in points, no fonts, no colour of its own for text, ids of its own."""
-    import matplotlib
-
-    with matplotlib.rc_context(_RC):
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg [^>]*?) height="[^"]*pt"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg [^>]*?) width="[^"]*pt"', r"\1", svg, count=1)
-    # A style element would reach the whole page the figure stands in.
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = svg.replace("<svg ", '<svg style="stroke-linejoin:round" ', 1)
-    svg = svg.replace(INK, "currentColor")
-    svg = re.sub(r"font: ([^'\"]*?)'[^']*'[^;\"]*", r"font: \1sans-serif", svg)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\1{name}-", svg)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return Figure(name, svg, alt, out.getvalue())
+# Colour and marker of a curve, and the marker as text for its label.
+_LINES = ((BLUE, "o", "●"), (VERMILLION, "s", "■"), (GREEN, "D", "◆"), (PURPLE, "P", "✚"))
+_PEERS = {
+    "cifar10": {
+        "liresnet-fork_cifar10-small-shipped-checkpoint_cifar10": ("^", "△ public 0.8 M net"),
+        "liresnet-fork_cifar10-small-stride-1_cifar10": ("v", "▽ stride-1 variant"),
+    }
+}  # data set -> beginnings of published ids with marker and label
 
 
 def key_figure() -> Figure:
     """One row per published number with a preset: hollow is the paper's, filled is ours."""
     comparisons = compare(load_records())
-    figure, axes = canvas(_WIDTH, 0.9 + 0.56 * len(comparisons))
+    figure, axes = canvas(WIDTH, 0.9 + 0.56 * len(comparisons))
     values = [float(c.row.value) for c in comparisons] + [v for c in comparisons for v in c.ours]
     low, high = max(min(values) - 6, 0), min(max(values) + 6, 100)
     for y, c in enumerate(comparisons):
@@ -176,98 +103,126 @@ def vra_curve(radii: Sequence[float], clean: int, steps: Sequence[Radius]) -> li
     return [100 * (clean if s.exact == 0 else sum(r >= float(s) for r in radii)) / len(radii) for s in steps]
 
 
-_PEERS = {
-    "cifar10": {
-        "liresnet-fork_cifar10-small-shipped-checkpoint_cifar10": "△ public 0.8 M net",
-        "liresnet-fork_cifar10-small-stride-1_cifar10": "▽ stride-1 variant",
-    }
-}  # data set -> beginnings of published ids with the words for the legend
+def vra_groups(one_per_dataset: bool = False) -> list[list[Record]]:
+    """Runs that share a figure: same radii, at most four, the first seed of each network (or largest of a data set)."""
+    groups = []
+    for records in by_radii(study_records()).values():
+        chosen: dict[str, Record] = {}
+        for r in records:
+            name = data_name(r) if one_per_dataset else f"{data_name(r)} {network_name(r)} {r.config.loss}"
+            if r.test.radii:
+                chosen.setdefault(name, r)
+        groups += [list(chosen.values())[: len(_LINES)]] if chosen else []
+    return groups
 
 
-def _curve_records(one_per_dataset: bool) -> list[Record]:
-    """At most four runs with per-image radii: the first seed of each network, or of each data set's largest run."""
-    chosen: dict[str, Record] = {}
-    for r in study_records():
-        if r.test.radii:
-            chosen.setdefault(
-                data_name(r) if one_per_dataset else f"{data_name(r)} {network_name(r)} {r.config.loss}", r
-            )
-    return list(chosen.values())[: len(_COLOURS)]
+def vra_figures() -> "list[Figure | Markdown]":
+    """VRA over the radius for all runs of this study, one figure per set of radii."""
+    drawn = [_draw_vra(group, 3.8, f"vra-over-radius-{n}") for n, group in enumerate(vra_groups())]
+    return drawn or [Markdown(NOTHING)]
 
 
 def vra_figure(one_per_dataset: bool = False) -> "Figure | Markdown":
-    """VRA as a function of the radius for the runs of this study, from their per-image radii."""
-    records = _curve_records(one_per_dataset)
-    if not records:
-        return Markdown("No run of this study has been published yet, so there is no curve to draw.")
-    figure, axes = canvas(_WIDTH, 3.1 if one_per_dataset else 3.8)
-    steps = [Radius(f"{k}/255") for k in range(0, 145, 2)]
-    x = [2 * k for k in range(len(steps))]
-    rows, alt, labels = [], [], []
-    for r, colour in zip(records, _COLOURS, strict=False):
+    """VRA over the radius for the first of those groups: the landing page's figure."""
+    groups = vra_groups(one_per_dataset)
+    return _draw_vra(groups[0], 2.8 if one_per_dataset else 3.8) if groups else Markdown(NOTHING)
+
+
+def _draw_vra(records: list[Record], height: float, name: str = "vra-over-radius") -> Figure:
+    figure, axes = canvas(WIDTH, height)
+    tabled = _tabled(records[0])
+    steps = _grid(tabled)
+    x = [float(s.exact) for s in steps]
+    rows, alt, series = [], [], []
+    for r, (colour, marker, glyph) in zip(records, _LINES, strict=False):
         proven, estimated = read_radii(r)
         y, claim = vra_curve(proven, r.test.clean, steps), vra_curve(estimated, r.test.clean, steps)
-        axes.plot(x, claim, ":", color=colour, linewidth=2.2)
-        axes.plot(x, y, "-", color=colour, linewidth=1.6)
         label = f"{data_name(r)}, {network_name(r)}"
-        labels.append((label, list(zip(x, y, strict=True))))
+        axes.plot(x, claim, ":", color=colour, linewidth=2.2)
+        at = [steps.index(radius) for radius in tabled]
+        axes.plot(x, y, marker=marker, markevery=at, markersize=5, color=colour, linewidth=1.6, label=label)
+        series.append((f"{glyph} {label}", list(zip(x, y, strict=True))))
         rows += [(r.id, s, f"{a:.4f}", f"{b:.4f}") for s, a, b in zip(steps, y, claim, strict=True)]
-        shown = ", ".join(f"{y[x.index(k)]:.2f} % at {k}/255" for k in (0, 36, 72, 108))
-        alt.append(f"{label}: {shown}")
-    alt += _draw_peers(axes, {r.data.name for r in records}, rows, labels)
-    axes.set(xlim=(0, 144), ylim=(0, 100), xlabel="ℓ₂ radius, pixels in [0, 1]", ylabel="VRA, % of test images")
-    axes.set_xticks([0, 36, 72, 108, 144], ["0", "36/255", "72/255", "108/255", "144/255"])
+        alt.append(f"{label}: " + ", ".join(f"{y[n]:.2f} % at {steps[n]}" for n in (0, *at)))
+    alt += _draw_peers(axes, {r.data.name for r in records}, rows, series)
+    axes.set(xlim=(0, x[-1]), ylim=(0, 100), xlabel="ℓ₂ radius, pixels in [0, 1]", ylabel="VRA, % of test images")
+    axes.set_xticks([0, *(float(r.exact) for r in tabled)], ["0", *map(str, tabled)])
     axes.grid()
-    place_labels(axes, labels, INK, fontsize=10)
+    if not place_labels(axes, series, INK, fontsize=10):
+        figure.set_figheight(height + 0.22 * len(series) / 2)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=9.5, labelcolor=INK, frameon=False)
     words = "Verified-robust accuracy against the radius. Solid: certified. Dotted: what the power method claims. "
     head = ("run", "radius", "certified_percent", "estimated_percent")
-    return finish("vra-over-radius", figure, words + "; ".join(alt) + ".", head, rows)
+    return finish(name, figure, words + "; ".join(alt) + ".", head, rows)
 
 
-def _draw_peers(axes: "Axes", datasets: set[str], rows: list, labels: list) -> list[str]:
+def _tabled(record: Record) -> list[Radius]:
+    return sorted({Radius(r.radius) for r in record.test.results})
+
+
+def _grid(tabled: list[Radius]) -> list[Radius]:
+    """Radii to draw a curve at: 0 to a third beyond the largest of the tables', those of the tables among them."""
+    if all((255 * r.exact).denominator == 1 for r in tabled) and tabled[-1].exact < 1:
+        last = int(4 * 255 * tabled[-1].exact / 3)
+        even = [Radius(f"{n}/255") for n in range(0, last + 1, max(last // 72, 1))]
+    else:
+        even = [Radius(f"{4 * float(tabled[-1].exact) / 3 * n / 72:.3f}") for n in range(73)]
+    # Of two equal radii a set keeps the first: the tables' own text stays.
+    return sorted({*tabled, *even})
+
+
+def _draw_peers(axes: "Axes", datasets: set[str], rows: list, series: list) -> list[str]:
     """Closest public results as hollow markers; they are not comparable: other size and schedule, estimated only."""
     alt = []
     for dataset in sorted(datasets & set(_PEERS)):
-        for (prefix, words), marker in zip(_PEERS[dataset].items(), "^v", strict=True):
+        for prefix, (marker, words) in _PEERS[dataset].items():
             found = [p for p in load_published() if p.id.startswith(prefix) and p.metric in ("vra", "clean")]
-            x = [float(Radius(p.radius).exact) * 255 for p in found]
+            x = [float(Radius(p.radius).exact) for p in found]
             y = [float(p.value) for p in found]
             hollow = {"markerfacecolor": "none", "markeredgecolor": INK, "linestyle": "none", "clip_on": False}
-            axes.plot(x, y, marker, **hollow, markersize=7)
-            labels.append((words, list(zip(x, y, strict=True))))
+            axes.plot(x, y, marker, **hollow, markersize=7, label=words[2:])
+            series.append((words, list(zip(x, y, strict=True))))
             rows += [(p.id, p.radius, "", p.value) for p in found]
             alt.append(f"{words} (not comparable): " + ", ".join(f"{p.value} % at {p.radius}" for p in found))
     return alt
 
 
-def _down(radius: float) -> str:
-    """In units of 1/255, cut and not rounded: a printed radius is never above the proven one."""
-    return f"{math.floor(2550 * Fraction(radius)) / 10:.1f}"
+def vra_legend(one_per_dataset: bool = False) -> Markdown:
+    """What the lines and markers of the curves are."""
+    text = "Solid lines are certified, dotted ones are the power method's claim."
+    if {r.data.name for group in vra_groups(one_per_dataset) for r in group} & set(_PEERS):
+        text += " Hollow triangles are public results of other size and schedule, estimated: **not comparable**."
+    return Markdown(text)
 
 
 def vra_figure_words(one_per_dataset: bool = False) -> Markdown:
-    """The curves in words: where they end and how far the claim is from the proof."""
-    records = _curve_records(one_per_dataset)
+    """The curves in words: how far half of the images are certified, and how far the claim is from the proof."""
     lines = []
-    for r in records:
+    for r in (r for group in vra_groups(one_per_dataset) for r in group):
         proven, estimated = read_radii(r)
         ordered = sorted(proven)
-        gap = max((e - p for p, e in zip(proven, estimated, strict=True)), default=0.0)
+        gap = max((e / p - 1 for p, e in zip(proven, estimated, strict=True) if p > 0), default=0.0)
+        half, best = ordered[len(ordered) // 2], ordered[-1]
+        reach = f"half of the images are right and certified beyond radius {_down(half)}" if half else "fewer than half"
+        reach += "" if half else " of the images are right and certified at any radius"
         lines.append(
-            f"- {data_name(r)}, {network_name(r)}: half of the images are right and certified beyond radius "
-            f"{_down(ordered[len(ordered) // 2])}/255, the best one beyond {_down(ordered[-1])}/255; the power "
-            f"method's claim exceeds the proof by at most {255 * gap:.2g}/255."
+            f"- {data_name(r)}, {network_name(r)}: {reach}, the best one beyond {_down(best)}; the power method's "
+            f"radii are up to {100 * gap:.2g} % longer than the proven ones."
         )
-    opening = "Solid lines are certified, dotted ones are the power method's claim."
-    if {r.data.name for r in records} & set(_PEERS):
-        opening += " Hollow triangles are public results of other size and schedule, estimated: not comparable."
-    return Markdown("\n".join([opening, "", *lines]) if lines else "")
+    return Markdown("\n".join([vra_legend(one_per_dataset), "", *lines]) if lines else "")
+
+
+def _down(radius: float) -> str:
+    """Cut and not rounded, in units of 1/255 below 1: a printed radius is never above the proven one."""
+    if radius < 1:
+        return f"{math.floor(2550 * Fraction(radius)) / 10:.1f}/255"
+    return f"{math.floor(1000 * Fraction(radius)) / 1000:.3f}"
 
 
 def training_curve(record: Record) -> Figure:
     """Accuracy, estimated VRA and loss of the training batches against the images seen."""
     rows = read_curve(record)
-    figure, axes = canvas(_WIDTH, 3.4)
+    figure, axes = canvas(WIDTH, 3.4)
     unit, word = (1e6, "millions") if rows[-1]["images"] >= 1e6 else (1e3, "thousands")
     x = [row["images"] / unit for row in rows]
     series = (("train_accuracy", "accuracy", "-", BLUE), ("train_vra_estimated", "VRA, estimated", "--", VERMILLION))

@@ -16,10 +16,14 @@ _GAP = 5.0  # between a label and what it names, points
 
 def place_labels(
     axes: "Axes", series: Sequence[tuple[str, Sequence[tuple[float, float]]]], colour: str, fontsize: float
-) -> None:
-    """Write each series' label beside one of its points, chosen so that it covers no line, marker or other label.
+) -> bool:
+    """Write each series' label beside one of its points, where it covers no line, marker or other label.
 
-    series: (label, points in data coordinates); call it last, when limits are set.
+    Args:
+        series: (label, points in data coordinates); call it last, when limits are set.
+
+    Returns:
+        Whether there was such a place for every label; if not, nothing is written and a legend is in order.
     """
     axes.figure.draw_without_rendering()
     scale = axes.figure.dpi / 72
@@ -27,17 +31,20 @@ def place_labels(
     obstacles = np.concatenate([_dense(path) for path in paths])
     frame = tuple(axes.get_window_extent().extents / scale)
     taken: list[_Box] = []
-    for (label, points), path in zip(series, paths, strict=True):
+    places: list[tuple[int, _Box]] = []
+    for (label, _), path in zip(series, paths, strict=True):
         width, height = _CHARACTER * fontsize * len(label), _LINE * fontsize
-        best = min(
-            ((_cost(box, obstacles, taken, frame), k, n, box) for k, n, box in _boxes(path, width, height)),
+        covered, _, n, box = min(
+            (_cost(box, obstacles, taken, frame), k, n, box) for k, n, box in _boxes(path, width, height)
         )
-        _, _, n, box = best
+        if covered:
+            return False
         taken.append(box)
-        offset = (box[0] - path[n][0], box[1] - path[n][1])
-        axes.annotate(
-            label, points[n], offset, textcoords="offset points", va="bottom", color=colour, fontsize=fontsize
-        )
+        places.append((n, box))
+    style = {"textcoords": "offset points", "va": "bottom", "color": colour, "fontsize": fontsize}
+    for (label, points), path, (n, box) in zip(series, paths, places, strict=True):
+        axes.annotate(label, points[n], (box[0] - path[n][0], box[1] - path[n][1]), **style)
+    return True
 
 
 def _dense(path: np.ndarray) -> np.ndarray:

@@ -4,8 +4,8 @@ Accuracies are fractions in the data and per cent only here. Importing this modu
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from lipcert.config import load_config
@@ -126,11 +126,11 @@ def bounds_words(record: Record) -> Markdown:
 
 def _up(value: float, digits: int = 4) -> str:
     """Rounded up: a printed bound is never below the proven one."""
-    return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"
+    return f"{math.ceil(Fraction(value) * 10**digits) / 10**digits:.{digits}f}"
 
 
 def _down(value: float, digits: int = 4) -> str:
-    return f"{math.floor(value * 10**digits) / 10**digits:.{digits}f}"
+    return f"{math.floor(Fraction(value) * 10**digits) / 10**digits:.{digits}f}"
 
 
 def result_records() -> list[Record]:
@@ -156,26 +156,28 @@ def _images(record: Record) -> int:
 
 
 def study_table() -> Markdown:
-    """This study's own runs: certified VRA with the power method's claim beside it."""
-    records = study_records()
-    if not records:
-        return Markdown("No run of this study has been published yet: **not run**.")
-    radii = _radii(records)
-    head = ("network", "images seen", "clean", *(f"VRA at {radius}" for radius in radii))
-    rows = [
-        (
-            f"{data_name(r)}, {network_name(r)}, {r.model.parameters / 1e6:.2f} M", f"{r.training.images:,}",
-            percent(r.clean_accuracy()), *(_both(r, radius) for radius in radii),
-        )
-        for r in records
-    ]  # fmt: skip
-    return table(head, rows, right=(1, 2))
+    """This study's own runs: certified VRA with the power method's claim beside it; one table per set of radii."""
+    tables = []
+    for radii, records in by_radii(study_records()).items():
+        rows = [
+            (
+                f"{data_name(r)}, {network_name(r)}, {r.model.parameters / 1e6:.2f} M", f"{r.training.images:,}",
+                percent(r.clean_accuracy()), *(_both(r, radius) for radius in radii),
+            )
+            for r in records
+        ]  # fmt: skip
+        head = ("network", "images seen", "clean", *(f"VRA at {radius}" for radius in radii))
+        tables.append(table(head, rows, right=(1, 2)))
+    return Markdown("\n".join(tables) or "No run of this study has been published yet: **not run**.")
 
 
-def _radii(records: Iterable[Record]) -> list[str]:
-    """Up to three radii, the ones most runs report."""
-    count = Counter(str(Radius(x.radius)) for r in records for x in (r.test.results if r.test else ()) if x.effort)
-    return sorted((radius for radius, _ in count.most_common(3)), key=Radius)
+def by_radii(records: Iterable[Record]) -> dict[tuple[str, ...], list[Record]]:
+    """Runs grouped by the radii they report (the first three), which is what a table can show side by side."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for r in records:
+        radii = sorted({Radius(result.radius) for result in r.test.results})
+        groups.setdefault(tuple(map(str, radii[:3])), []).append(r)
+    return groups
 
 
 def _both(record: Record, radius: str) -> str:
@@ -197,15 +199,14 @@ def best_records() -> dict[str, Record]:
     return best
 
 
-def best_list() -> Markdown:
-    """One line per data set: the study's best network and what it is worth."""
-    lines = [
-        f"- **{name}**: VRA {percent(r.vra(r.config.radius))} at {r.config.radius} "
-        f"({r.result(r.config.radius).guarantee}), clean {percent(r.clean_accuracy())}, "
-        f"{r.model.parameters / 1e6:.2f} M parameters"
+def best_sentence() -> Markdown:
+    """The study's best network per data set, in one sentence."""
+    parts = [
+        f"{name} {percent(r.vra(r.config.radius))} at {r.config.radius} ({r.result(r.config.radius).guarantee}; clean "
+        f"{percent(r.clean_accuracy())})"
         for name, r in best_records().items()
     ]
-    return Markdown("\n".join(lines) or NOTHING)
+    return Markdown(f"**VRA of this study's own small networks**: {', '.join(parts)}." if parts else NOTHING)
 
 
 def study_words() -> Markdown:
@@ -238,14 +239,15 @@ def _more(extra: int) -> str:
 
 def claim_table() -> Markdown:
     """For every run of the study, the images that the power method would have claimed beyond the proof."""
-    records = result_records()
-    if not records:
-        return Markdown(NOTHING)
-    radii = _radii(records)
-    rows = [
-        (f"{data_name(r)}, {network_name(r)}", f"{r.test.images:,}", *(_extra(r, x) for x in radii)) for r in records
-    ]
-    return table(("network", "test images", *(f"at {x}" for x in radii)), rows, right=(1, 2, 3, 4))
+    tables = []
+    for radii, records in by_radii(result_records()).items():
+        rows = [
+            (f"{data_name(r)}, {network_name(r)}", f"{r.test.images:,}", *(_extra(r, x) for x in radii))
+            for r in records
+        ]
+        head = ("network", "test images", *(f"at {x}" for x in radii))
+        tables.append(table(head, rows, right=(1, 2, 3, 4)))
+    return Markdown("\n".join(tables) or NOTHING)
 
 
 def _extra(record: Record, radius: str) -> str:

@@ -47,7 +47,8 @@ def make_record(
         published=config.published,
         config=config,
         data={
-            "name": config.dataset, "classes": 10, "sha256": "0" * 64, "train": train, "validation": images if split == "validation" else 0, "test": images,
+            "name": config.dataset, "classes": 10, "sha256": "0" * 64, "train": train, "test": images,
+            "validation": images if split == "validation" else 0,
         },
         model={
             "family": "liresnet", "depth": config.depth, "width": config.width, "parameters": 1_234_567,

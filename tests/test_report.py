@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from made import add_radii, digits, make_record
+from made import RADII, add_radii, digits, make_record
 
 from lipcert import figures, labels, plane, published, report, schema, scoreboard
 from lipcert.config import TrainConfig, load_config
@@ -172,7 +172,7 @@ def test_study_table_shows_both_numbers_and_leaves_published_networks_out(result
 
 
 def test_pages_have_words_when_there_are_no_runs(results: Path):
-    for make in (report.study_table, report.study_words, report.best_list, report.rerun, report.provenance_table):
+    for make in (report.study_table, report.study_words, report.best_sentence, report.rerun, report.provenance_table):
         assert "No" in make()
     assert "no runs of your own" in report.local_table()
     assert isinstance(figures.vra_figure(), report.Markdown)
@@ -231,13 +231,36 @@ def test_labels_cover_no_line_and_no_label():
     _, axes = figures.canvas(5, 3)
     axes.set(xlim=(0, 10), ylim=(0, 10))
     series = [(name, [(x, level) for x in range(11)]) for name, level in (("upper line", 8), ("lower line", 2))]
-    labels.place_labels(axes, series, figures.INK, 10)
+    assert labels.place_labels(axes, series, figures.INK, 10)
     axes.figure.draw_without_rendering()
     boxes = [t.get_window_extent() for t in axes.texts]
     assert not boxes[0].overlaps(boxes[1])
     for box in boxes:
         low, high = (axes.transData.inverted().transform(p)[1] for p in (box.p0, box.p1))
         assert not any(low < level < high for level in (2, 8))
+
+
+def test_without_room_there_are_no_labels():
+    _, axes = figures.canvas(2, 1)
+    axes.set(xlim=(0, 10), ylim=(0, 10))
+    series = [("a label far too long for this", [(x, level) for x in range(11)]) for level in range(0, 10, 2)]
+    assert not labels.place_labels(axes, series, figures.INK, 10)
+    assert not axes.texts
+
+
+def test_runs_with_other_radii_get_a_table_and_a_figure_of_their_own(results: Path):
+    rows = [(1, 1, 0.2, 0.3), (1, 1, 0.5, 0.6)]
+    for seed, radii in enumerate((("36/255", "72/255", "108/255"), ("0.3", "1", "1.58"))):
+        record = make_record(digits(batch=2, seed=seed), (2, 1, 0), clean=2, train=2, images=2)
+        renamed = [
+            r.model_copy(update={"radius": dict(zip(RADII, radii, strict=True))[r.radius]}) for r in record.test.results
+        ]
+        record = record.model_copy(update={"test": record.test.model_copy(update={"results": tuple(renamed)})})
+        write_record(add_radii(record, results, rows), results)
+    assert report.study_table().count("| network |") == 2 and "VRA at 1.58" in report.study_table()
+    first, second = figures.vra_figures()
+    assert ">36/255<" in first.svg and ">1.58<" in second.svg and ">1.58<" not in first.svg
+    assert ",0.3,50.0000," in second.csv and "50.00 % at 0.3," in second.alt
 
 
 # --- schema and places -----------------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ def liresnet(config: ModelConfig) -> Network:
     if size % _PATCH or size <= 0:
         raise ConfigError(
             f"input_size={config.input_size} with stem {kernel}x{kernel}/{stride} gives a {size}x{size} map, which the "
-            f"neck cannot cut into {_PATCH}x{_PATCH} patches; sizes that work: {', '.join(map(str, _SIZES))}"
+            f"neck cannot cut into {_PATCH}x{_PATCH} patches; sizes that work with stem 'auto': "
+            f"{', '.join(map(str, _SIZES))}"
         )
     maps["stack"] = LinearResidualStack(config.depth, config.width, size)
     maps.update(_neck(config, size))
