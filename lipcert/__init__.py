@@ -38,6 +38,7 @@ _PUBLIC = {
     "load_dataset": "data",
     "load_records": "records",
     "read_record": "records",
+    "records_frame": "records",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -79,7 +79,7 @@ def _train(options: argparse.Namespace) -> int:
     import yaml
 
     from lipcert.config import ConfigError, load_config, read_yaml
-    from lipcert.report import run_sentence
+    from lipcert.report.tables import run_sentence
     from lipcert.train import fit
 
     overrides = {}
@@ -130,7 +130,7 @@ def _runs_publish(options: argparse.Namespace) -> int:
 
 
 def _readme(options: argparse.Namespace) -> int:
-    from lipcert.readme import write
+    from lipcert.report.readme import write
 
     print(*write(), sep="\n")
     return 0

@@ -49,7 +49,7 @@ def _figures(record: Record) -> str:
 
 def latest_run() -> int:
     """The newest of your runs in one sentence."""
-    from lipcert.report import run_sentence
+    from lipcert.report.tables import run_sentence
 
     records = load_records("local")
     if not records:
@@ -62,7 +62,7 @@ def show_run(run: str) -> int:
     """One record: the sentence, its settings and where its files lie."""
     import yaml
 
-    from lipcert.report import run_sentence
+    from lipcert.report.tables import run_sentence
 
     record, folder = find_record(run)
     print(run_sentence(record))

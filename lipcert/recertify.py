@@ -16,7 +16,7 @@ from lipcert.evaluate import write_radii
 from lipcert.models import load, load_network
 from lipcert.paths import local_dir
 from lipcert.provenance import tensors_sha256
-from lipcert.report import Markdown, percent, table
+from lipcert.report.tables import Markdown, percent, table
 
 
 class Request(Settings):

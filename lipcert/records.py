@@ -9,13 +9,16 @@ import math
 import os
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lipcert.config import RadiusText, TrainConfig
 from lipcert.paths import local_dir, results_dir
 from lipcert.radius import Radius
+
+if TYPE_CHECKING:
+    import pandas
 
 SCHEMA = 1
 
@@ -207,6 +210,33 @@ def load_records(where: Literal["published", "local"] = "published") -> list[Rec
     """All records of the study, or of your own runs, by id. A damaged one raises: nothing is left out silently."""
     folder = results_dir() if where == "published" else local_dir()
     return [read_record(path) for path in sorted((folder / "runs").glob("*.json"))]
+
+
+def records_frame(where: Literal["published", "local"] = "published") -> "pandas.DataFrame":
+    """All results as a pandas DataFrame: one row per run, radius and guarantee, accuracies as fractions.
+
+    Columns: id, dataset, classes, family, depth, width, parameters, loss, seed, images_trained, split, images, clean,
+    norm, radius (text), radius_float, guarantee, certified_correct, vra, lipschitz_upper, lipschitz_estimate.
+    """
+    import pandas
+
+    rows = []
+    for record in load_records(where):
+        for result in record.test.results if record.test else ():
+            rows.append(
+                {
+                    "id": record.id, "dataset": record.data.name, "classes": record.data.classes,
+                    "family": record.model.family, "depth": record.model.depth, "width": record.model.width,
+                    "parameters": record.model.parameters, "loss": record.training.loss,
+                    "seed": record.provenance.seed, "images_trained": record.training.images,
+                    "split": record.test.split, "images": record.test.images, "clean": record.clean_accuracy(),
+                    "norm": result.norm, "radius": result.radius, "radius_float": float(Radius(result.radius)),
+                    "guarantee": result.guarantee, "certified_correct": result.certified_correct,
+                    "vra": result.certified_correct / record.test.images,
+                    "lipschitz_upper": record.bounds.upper, "lipschitz_estimate": record.bounds.estimate,
+                }
+            )  # fmt: skip
+    return pandas.DataFrame(rows)
 
 
 def has_finished_record(run_id: str) -> bool:

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from made import add_radii, digits, make_record
 
-from lipcert import report, scoreboard
 from lipcert.config import load_config
 from lipcert.paths import ROOT
 from lipcert.records import write_record
+from lipcert.report import scoreboard, tables
 
 V1 = ROOT / "notebooks/params/published/liresnet-v1-cifar10.yaml"
 CURVE = "step,images,seconds,learning_rate,radius_train,loss,train_accuracy,train_vra_estimated,lipschitz_estimate\n"
@@ -135,8 +135,8 @@ def test_the_book_builds_and_works_offline(results: Path, filled: bool):
         return
     assert "1 of 4 published numbers re-measured, 1 at or above the paper, 0 below, 3 not run" in start
     assert "65.43 % (nominal), one run" in words and "+0.33" in words and "reproduced" in words
-    study = next(r for r in report.study_records())
-    assert f"{report.percent(study.vra('36/255'))} nominal" in words
+    study = next(r for r in tables.study_records())
+    assert f"{tables.percent(study.vra('36/255'))} nominal" in words
     assert "stopped" in words and "smoke size, no result" in words
     one_image_less(results)
     assert "65.42 % (nominal), one run" in Page(build(results) / "notebooks/vra_tables.html").words()

@@ -7,7 +7,7 @@ import pytest
 
 from lipcert.config import TrainConfig
 from lipcert.paths import local_dir, results_dir
-from lipcert.records import RecordError, find_record, load_records, publish, read_record, write_record
+from lipcert.records import RecordError, find_record, load_records, publish, read_record, records_frame, write_record
 from lipcert.train import fit
 
 CONFIG = TrainConfig(dataset="digits", depth=1, width=4, neck_width=8, batch=64, steps=4, device="cpu")
@@ -152,3 +152,11 @@ def test_stopped_runs_are_not_published(mine):
     write_record(record.model_copy(update={"training": training_part, "test": None, "bounds": None}))
     with pytest.raises(RecordError, match="only finished runs"):
         publish(record.id)
+
+
+def test_frame_has_a_row_for_every_result(mine):
+    record = read_record(mine)
+    frame = records_frame("local")
+    assert len(frame) == len(record.test.results) and set(frame.id) == {record.id}
+    row = frame[(frame.radius == "36/255") & (frame.guarantee == "nominal")].iloc[0]
+    assert row.vra == record.vra("36/255") and row.clean == record.clean_accuracy()

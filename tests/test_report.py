@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from made import RADII, add_radii, digits, make_record
 
-from lipcert import figures, labels, plane, published, report, schema, scoreboard
 from lipcert.config import TrainConfig, load_config
 from lipcert.paths import ROOT
-from lipcert.published import compare, load_published, presets
 from lipcert.radius import Radius
 from lipcert.records import Record, write_record
+from lipcert.report import figures, labels, plane, published, schema, scoreboard, tables
+from lipcert.report.published import compare, load_published, presets
 
 V1 = ROOT / "notebooks/params/published/liresnet-v1-cifar10.yaml"
 V1_ID = "liresnet-arxiv-v1_liresnet-l18w256_cifar10_l2_36-255_vra"
@@ -23,33 +23,33 @@ V1_ID = "liresnet-arxiv-v1_liresnet-l18w256_cifar10_l2_36-255_vra"
 
 
 def test_run_sentence_of_a_finished_run():
-    sentence = report.run_sentence(make_record(digits(), (6512, 5000, 100)))
+    sentence = tables.run_sentence(make_record(digits(), (6512, 5000, 100)))
     assert (
         "clean accuracy 80.00 %, VRA 65.12 % at l2 radius 36/255 (nominal guarantee); 10,000 test images." in sentence
     )
 
 
 def test_run_sentence_of_a_stopped_run_claims_nothing():
-    sentence = report.run_sentence(make_record(digits(), status="stopped"))
+    sentence = tables.run_sentence(make_record(digits(), status="stopped"))
     assert "stopped after" in sentence and "not tested" in sentence and "%" not in sentence
 
 
 def test_run_sentence_names_the_validation_split(results: Path):
     path = write_record(make_record(digits(), split="validation"))
-    assert "10,000 validation images (held out of the training set" in report.run_sentence(path)
+    assert "10,000 validation images (held out of the training set" in tables.run_sentence(path)
 
 
 def test_tables_of_a_run_say_the_guarantee_and_round_outwards():
     record = make_record(digits())
-    assert "VRA, nominal | 6510 | 65.10\N{NO-BREAK SPACE}% | 65.13\N{NO-BREAK SPACE}%" in report.run_table(record)
-    bounds = report.bounds_table(record)
+    assert "VRA, nominal | 6510 | 65.10\N{NO-BREAK SPACE}% | 65.13\N{NO-BREAK SPACE}%" in tables.run_table(record)
+    bounds = tables.bounds_table(record)
     assert "| `stem` | Conv2d | 1.9999 | 1.9000 | 2.0001 | matrix |" in bounds and "shift" not in bounds
-    assert "below the proven lower end" in report.bounds_words(record)
+    assert "below the proven lower end" in tables.bounds_words(record)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(12.3, "12 s"), (118, "2.0 min"), (5400, "1.5 h")])
 def test_durations(seconds: float, text: str):
-    assert report.duration(seconds) == text
+    assert tables.duration(seconds) == text
 
 
 # --- published numbers -----------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_no_table_is_wider_than_six_columns(results: Path):
     write_record(make_record(digits(seed=1), train=1437))
     makers = (
         scoreboard.comparison_table, scoreboard.evidence_table, scoreboard.size_table, scoreboard.recipe_table,
-        report.study_table, report.local_table, report.provenance_table, report.claim_table, schema.field_table,
+        tables.study_table, tables.local_table, tables.provenance_table, tables.claim_table, schema.field_table,
         schema.settings_table,
     )  # fmt: skip
     for make in makers:
@@ -165,17 +165,17 @@ def test_no_table_is_wider_than_six_columns(results: Path):
 def test_study_table_shows_both_numbers_and_leaves_published_networks_out(results: Path):
     write_record(make_record(load_config(V1)), results)
     write_record(make_record(digits(), (7001, 3000, 9), train=1437), results)
-    text = report.study_table().replace("\N{NO-BREAK SPACE}", " ")
+    text = tables.study_table().replace("\N{NO-BREAK SPACE}", " ")
     assert "70.01 % nominal (70.04 % estimated)" in text and "1.23 M" in text and "L18W256" not in text
-    assert "claimed 3 images more" in report.study_words()
-    assert "+3" in report.claim_table()
+    assert "claimed 3 images more" in tables.study_words()
+    assert "+3" in tables.claim_table()
 
 
 def test_pages_have_words_when_there_are_no_runs(results: Path):
-    for make in (report.study_table, report.study_words, report.best_sentence, report.rerun, report.provenance_table):
+    for make in (tables.study_table, tables.study_words, tables.best_sentence, tables.rerun, tables.provenance_table):
         assert "No" in make()
-    assert "no runs of your own" in report.local_table()
-    assert isinstance(figures.vra_figure(), report.Markdown)
+    assert "no runs of your own" in tables.local_table()
+    assert isinstance(figures.vra_figure(), tables.Markdown)
 
 
 def test_your_runs_are_listed_with_what_they_are(results: Path):
@@ -183,16 +183,16 @@ def test_your_runs_are_listed_with_what_they_are(results: Path):
     write_record(make_record(digits(seed=2), epochs=0))
     write_record(make_record(digits(seed=3), split="validation"))
     (results / "local/runs/broken.json").write_text("{}")
-    text = report.local_table()
+    text = tables.local_table()
     assert "| stopped |" in text and "not tested" in text
     assert "finished, smoke size, no result" in text and "finished, validation split" in text
     assert "Cannot be read: `broken.json: " in text
-    assert report.result_records() == []
+    assert tables.result_records() == []
 
 
 def test_rerun_names_the_file_of_the_settings(results: Path):
     write_record(make_record(load_config(V1, seed=3)), results)
-    text = report.rerun()
+    text = tables.rerun()
     assert "lipcert train notebooks/params/published/liresnet-v1-cifar10.yaml seed=3\n" in text
     assert "2.0 min on abacus, 2 threads. Expect a clean accuracy of 80.00 % and a VRA of 65.10 % at 36/255." in text
 
@@ -257,7 +257,7 @@ def test_runs_with_other_radii_get_a_table_and_a_figure_of_their_own(results: Pa
         ]
         record = record.model_copy(update={"test": record.test.model_copy(update={"results": tuple(renamed)})})
         write_record(add_radii(record, results, rows), results)
-    assert report.study_table().count("| network |") == 2 and "VRA at 1.58" in report.study_table()
+    assert tables.study_table().count("| network |") == 2 and "VRA at 1.58" in tables.study_table()
     first, second = figures.vra_figures()
     assert ">36/255<" in first.svg and ">1.58<" in second.svg and ">1.58<" not in first.svg
     assert ",0.3,50.0000," in second.csv and "50.00 % at 0.3," in second.alt
@@ -286,7 +286,7 @@ def test_results_readme_is_current():
 
 def test_report_needs_neither_torch_nor_plotting():
     code = (
-        "import sys, lipcert.report, lipcert.scoreboard, lipcert.figures, lipcert.schema;"
+        "import sys, lipcert.report.tables, lipcert.report.scoreboard, lipcert.report.figures, lipcert.report.schema;"
         "sys.exit(bool({'torch', 'pandas', 'matplotlib.figure'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,8 +6,8 @@ import torch
 
 from lipcert.attack import margin_attack, predict
 from lipcert.certify import ABSTAIN
-from lipcert.figures import INK, VERMILLION, Figure, canvas, finish
 from lipcert.recertify import Recertified, cut
+from lipcert.report.figures import INK, VERMILLION, Figure, canvas, finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

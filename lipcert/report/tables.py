@@ -10,9 +10,9 @@ from pathlib import Path
 
 from lipcert.config import load_config
 from lipcert.paths import ROOT, local_dir
-from lipcert.published import is_smoke, results_only
 from lipcert.radius import Radius
 from lipcert.records import Record, RecordError, load_records, read_record
+from lipcert.report.published import is_smoke, results_only
 
 DATASETS = {
     "digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",

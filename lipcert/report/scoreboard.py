@@ -6,7 +6,8 @@ from collections import Counter
 
 from lipcert.config import load_config
 from lipcert.paths import ROOT
-from lipcert.published import (
+from lipcert.records import load_records
+from lipcert.report.published import (
     EVIDENCE,
     TOLERANCE,
     Comparison,
@@ -16,8 +17,7 @@ from lipcert.published import (
     presets,
     schedule_differences,
 )
-from lipcert.records import load_records
-from lipcert.report import DATASETS, Markdown, table
+from lipcert.report.tables import DATASETS, Markdown, table
 
 
 def scoreboard() -> Markdown:

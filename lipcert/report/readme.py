@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from lipcert.figures import vra_figure, vra_figure_words
 from lipcert.paths import ROOT, results_dir
-from lipcert.report import study_table, study_words
+from lipcert.report.figures import vra_figure, vra_figure_words
+from lipcert.report.tables import study_table, study_words
 
 _BEGIN, _END = "<!-- computed: begin -->", "<!-- computed: end -->"
 

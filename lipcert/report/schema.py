@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from lipcert.config import TrainConfig
-from lipcert.published import published_path
 from lipcert.records import Record
-from lipcert.report import Markdown, study_records, table
+from lipcert.report.published import published_path
+from lipcert.report.tables import Markdown, study_records, table
 
 # Fields whose name and place say enough for the code, and not enough for a reader of the page.
 _MEANINGS = {

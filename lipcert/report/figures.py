@@ -10,13 +10,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lipcert.labels import place_labels
 from lipcert.paths import local_dir, results_dir
-from lipcert.published import Comparison, compare, load_published
 from lipcert.radius import Radius
 from lipcert.records import Record, load_records
-from lipcert.report import DATASETS, NOTHING, Markdown, by_radii, data_name, network_name, study_records
-from lipcert.svg import BLUE, FAINT, GREEN, INK, PURPLE, VERMILLION, WIDTH, Figure, canvas, finish
+from lipcert.report.labels import place_labels
+from lipcert.report.published import Comparison, compare, load_published
+from lipcert.report.svg import BLUE, FAINT, GREEN, INK, PURPLE, VERMILLION, WIDTH, Figure, canvas, finish
+from lipcert.report.tables import DATASETS, NOTHING, Markdown, by_radii, data_name, network_name, study_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

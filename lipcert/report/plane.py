@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lipcert.report import Markdown, percent
-from lipcert.svg import BLUE, GREEN, INK, VERMILLION, Figure, canvas, finish
+from lipcert.report.svg import BLUE, GREEN, INK, VERMILLION, Figure, canvas, finish
+from lipcert.report.tables import Markdown, percent
 
 _HIDDEN, _CLASSES, _RADIUS = 6, 3, 0.2
 _COLOURS, _MARKERS = (BLUE, VERMILLION, GREEN), ("o", "s", "^")
