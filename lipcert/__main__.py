@@ -11,7 +11,13 @@ _EXIT_STOPPED = 130  # as a shell reports a program ended by Ctrl-C
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors a user can mend go to standard error in full sentences, without a traceback."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes NAME=VALUE only before the first option.
+    if rest and (not hasattr(options, "overrides") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
     try:
         return options.run(options)
     except KeyboardInterrupt:

@@ -5,8 +5,10 @@ come from `lipcert.bounds` (proven), never from the power method.
 """
 
 import copy
+import hashlib
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -14,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.bounds import Enclosure, norm_bound
+from lipcert.bounds.rounding import round_down, round_up
 from lipcert.layers import MinMax, Shift
 from lipcert.models.network import Network
+from lipcert.models.stored import geometry
 from lipcert.power import norm_estimate
+from lipcert.provenance import tensors_sha256
 from lipcert.radius import Radius
 
 ABSTAIN = -1
@@ -46,6 +51,7 @@ class ChainBounds:
 
     `margin_lipschitz_KK` is rounded up: no margin z_i - z_j shrinks faster than K_ij per unit of l2 distance.
     `lower` is the product of the layers' lower ends; the chain's own constant may be smaller than that product.
+    `proven_for` identifies the layers, weights and input shape, so that bounds serve no other chain.
     """
 
     layers: tuple[LayerBound, ...]
@@ -54,11 +60,15 @@ class ChainBounds:
     estimate: float
     margin_lipschitz_KK: Tensor
     margin_estimate_KK: Tensor
+    effort: str
+    proven_for: str
 
 
 @dataclass(frozen=True)
 class Certificates:
     """What is promised for each image: no perturbation of norm at most `radius_B` changes `prediction_B`.
+
+    The guarantee is *nominal*: rounding in the float64 forward pass itself is not counted.
 
     Attributes:
         prediction_B: (B,) int64; `ABSTAIN` (-1) where nothing can be promised (a tie or a non-finite logit).
@@ -120,8 +130,13 @@ def certify(
     _check_request(norm, method, guarantee, arithmetic)
     chain = plain_chain(model)
     _check_images(images_BCHW)
+    shape = tuple(images_BCHW.shape[1:])
     if bounds is None:
-        bounds = chain_bounds(chain, tuple(images_BCHW.shape[1:]), effort)
+        bounds = chain_bounds(chain, shape, effort)
+    elif (bounds.effort, bounds.proven_for) != (effort, _fingerprint(chain, shape)):
+        raise NotCertifiable(
+            f"bounds: proven for other weights, layers, image shape or effort than {shape}, {effort!r}; leave them out"
+        )
     logits_BK = _logits(chain, images_BCHW, progress)
     prediction_B, radius_B, runner_up_B = margin_radius(logits_BK, bounds.margin_lipschitz_KK)
     _, estimated_B, _ = margin_radius(logits_BK, bounds.margin_estimate_KK)
@@ -145,7 +160,7 @@ def certified_correct(prediction_B: Tensor, radius_B: Tensor, labels_B: Tensor, 
             "each, at least one"
         )
     # float(Radius) is the smallest float64 not below the exact radius, so this float comparison is the exact one.
-    certified_B = (radius_B >= float(Radius(radius))) & (prediction_B != ABSTAIN)
+    certified_B = (radius_B.double() >= float(Radius(radius))) & (prediction_B != ABSTAIN)
     return int((certified_B & (prediction_B == labels_B.to(prediction_B))).sum())
 
 
@@ -155,6 +170,8 @@ def margin_radius(logits_BK: Tensor, margin_lipschitz_KK: Tensor) -> tuple[Tenso
     A tie for the largest logit, a non-finite logit or a non-finite constant: ABSTAIN, 0, -1. The radius is strictly
     below margin / K, so at every point of the closed ball the margin stays positive.
     """
+    if logits_BK.dtype != torch.float64:
+        raise NotCertifiable(f"logits of {logits_BK.dtype}: must be float64, as the constants are")
     top_B1, predicted_B1 = logits_BK.max(1, keepdim=True)
     margin_BK = top_B1 - logits_BK
     # Rounded to nearest, hence one step down is below the exact difference; 0 or less is a tie.
@@ -179,7 +196,8 @@ def plain_chain(model: nn.Module) -> nn.Sequential:
     Raises:
         NotCertifiable: a model in training mode. TypeError: neither a `Network` nor an `nn.Sequential`.
     """
-    if isinstance(model, Network):
+    if type(model) is Network:
+        _refuse_replaced((name or "model", layer) for name, layer in model.named_modules())
         return model.plain()
     if type(model) is not nn.Sequential:
         raise TypeError(
@@ -187,12 +205,22 @@ def plain_chain(model: nn.Module) -> nn.Sequential:
         )
     if model.training:
         raise NotCertifiable("the model is in training mode: call model.eval() first")
-    for name, layer in [("model", model), *layers_of(model)]:
+    _refuse_replaced([("model", model), *layers_of(model)])
+    return model
+
+
+def _refuse_replaced(layers: Iterable[tuple[str, nn.Module]]) -> None:
+    for name, layer in layers:
         if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
             raise TypeError(
                 f"{type(layer).__name__} {name!r} has hooks or a replaced forward, so what it computes is unknown"
             )
-    return model
+
+
+def _fingerprint(chain: nn.Sequential, input_shape: tuple[int, ...]) -> str:
+    """What bounds depend on: layers with their settings, weights, input shape."""
+    plan = json.dumps([geometry(chain), input_shape])
+    return hashlib.sha256((plan + tensors_sha256(chain.state_dict())).encode()).hexdigest()
 
 
 def layers_of(chain: nn.Sequential) -> list[tuple[str, nn.Module]]:
@@ -200,6 +228,7 @@ def layers_of(chain: nn.Sequential) -> list[tuple[str, nn.Module]]:
     return list(chain._modules.items())
 
 
+@torch.no_grad()
 def chain_bounds(chain: nn.Sequential, input_shape: tuple[int, ...], effort: str = "fast") -> ChainBounds:
     """Proven constants of a plain chain for inputs of this shape (C, H, W), with the power method's beside them.
 
@@ -221,15 +250,16 @@ def chain_bounds(chain: nn.Sequential, input_shape: tuple[int, ...], effort: str
             f"input of shape {tuple(input_shape)} reaches the head {head_name!r} as {shape}, "
             f"which takes ({head.in_features},)"
         )
-    upper = _round_up(math.prod((Fraction(b.enclosure.upper) for b in layers), start=Fraction(1)))
-    lower = _round_down(math.prod((Fraction(b.enclosure.lower) for b in layers), start=Fraction(1)))
+    upper = round_up(math.prod((Fraction(b.enclosure.upper) for b in layers), start=Fraction(1)))
+    lower = round_down(math.prod((Fraction(b.enclosure.lower) for b in layers), start=Fraction(1)))
     estimate = math.prod(b.estimate for b in layers)
     distances_KK = _distances_up(head.weight)
     off_diagonal = ~torch.eye(head.out_features, dtype=torch.bool)
     margin_KK = torch.where(off_diagonal, _step_up(distances_KK * upper), 0.0)
     rows_KF = head.weight.detach().double().cpu()
     estimate_KK = estimate * torch.cdist(rows_KF, rows_KF, compute_mode="donot_use_mm_for_euclid_dist")
-    return ChainBounds(tuple(layers), lower, upper, estimate, margin_KK, estimate_KK)
+    proven_for = _fingerprint(chain, tuple(input_shape))
+    return ChainBounds(tuple(layers), lower, upper, estimate, margin_KK, estimate_KK, effort, proven_for)
 
 
 def _layer_bound(name: str, layer: nn.Module, shape: tuple[int, ...], effort: str) -> LayerBound:
@@ -278,23 +308,13 @@ def _distances_up(weight_KF: Tensor) -> Tensor:
     """
     rows_KF = weight_KF.detach().double().cpu()
     features = rows_KF.shape[1]
-    lost = _round_up(Fraction(math.isqrt(features) + 1)) * 2.0**-511
+    lost = round_up(Fraction(math.isqrt(features) + 1)) * 2.0**-511
     out = [(rows_KF - row_F).square().sum(1).sqrt() * (1 + 2 * (features + 8) * 2.0**-53) + lost for row_F in rows_KF]
     return _step_up(torch.stack(out))
 
 
 def _step_up(x: Tensor) -> Tensor:
     return torch.nextafter(x, torch.full_like(x, math.inf))
-
-
-def _round_up(exact: Fraction) -> float:
-    nearest = float(exact)
-    return nearest if Fraction(nearest) >= exact else math.nextafter(nearest, math.inf)
-
-
-def _round_down(exact: Fraction) -> float:
-    nearest = float(exact)
-    return nearest if Fraction(nearest) <= exact else math.nextafter(nearest, 0.0)
 
 
 def _logits(chain: nn.Sequential, images_BCHW: Tensor, progress: Callable[[int], None] | None) -> Tensor:

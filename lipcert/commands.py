@@ -1,5 +1,7 @@
 """What the command line prints: certificates of single images, lists of runs."""
 
+import sys
+
 from lipcert.paths import local_dir
 from lipcert.records import Record, RecordError, find_record, load_records
 
@@ -8,6 +10,7 @@ def certify_images(model: str, images: str | None, start: int, count: int, radiu
     """Certify test images of a data set with a stored network and print one line each."""
     from lipcert.config import parse
     from lipcert.recertify import Request, recertify
+    from lipcert.report.tables import up
 
     radii = (radius,) if radius else ()
     result = recertify(
@@ -25,7 +28,7 @@ def certify_images(model: str, images: str | None, start: int, count: int, radiu
             f"{certificates.arithmetic}); the power method would claim {estimated}."
         )
     print(
-        f"Lipschitz constant of the backbone: at most {certificates.bounds.upper:.6g} (proven), "
+        f"Lipschitz constant of the backbone: at most {up(certificates.bounds.upper)} (proven), "
         f"{certificates.bounds.estimate:.6g} by the power method. {result.seconds:.1f} s.\n{result.path}"
     )
     return 0
@@ -33,10 +36,19 @@ def certify_images(model: str, images: str | None, start: int, count: int, radiu
 
 def list_runs() -> int:
     """One line per run: where it lies, status, clean accuracy and VRA."""
-    for where, label in (("published", "published"), ("local", "yours")):
-        for record in load_records(where):
+    from lipcert.report.tables import local_records
+
+    own, damaged = local_records()
+    for label, records in (("published", load_records()), ("yours", own)):
+        for record in records:
             print(f"{label:<10}{record.id:<60}{record.training.status:<10}{_figures(record)}")
+    _warn(damaged)
     return 0
+
+
+def _warn(damaged: list[str]) -> None:
+    for line in damaged:
+        print(f"cannot be read: {line}", file=sys.stderr)
 
 
 def _figures(record: Record) -> str:
@@ -49,9 +61,10 @@ def _figures(record: Record) -> str:
 
 def latest_run() -> int:
     """The newest of your runs in one sentence."""
-    from lipcert.report.tables import run_sentence
+    from lipcert.report.tables import local_records, run_sentence
 
-    records = load_records("local")
+    records, damaged = local_records()
+    _warn(damaged)
     if not records:
         raise RecordError(f"no runs in {local_dir()} yet; start one with `lipcert train FILE`")
     print(run_sentence(max(records, key=lambda record: record.provenance.finished)))

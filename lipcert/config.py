@@ -102,7 +102,7 @@ class TrainConfig(Settings):
     seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of the forward pass")
-    compiled: bool = Field(False, description="torch.compile the step")
+    compiled: bool = Field(False, description="torch.compile the backbone")
     published: tuple[str, ...] = Field((), description="ids of the rows of published.csv that this run re-measures")
 
     @model_validator(mode="after")
@@ -243,7 +243,7 @@ def read_yaml(text: str) -> Any:
 
 
 def load_config(path: str | Path, /, **overrides: Any) -> TrainConfig:
-    """A `TrainConfig` from a YAML file of literals, with overrides.
+    """A `TrainConfig` from a YAML file of literals, or from a run record, with overrides.
 
     Raises:
         ConfigError: not a mapping of known keys with allowed values; names the file.
@@ -254,6 +254,8 @@ def load_config(path: str | Path, /, **overrides: Any) -> TrainConfig:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise ConfigError(f"{path}: must be a mapping of parameter names to values")
+    if {"schema", "config"} <= settings.keys():  # a run record: its settings repeat the run
+        settings = settings["config"]
     try:
         return parse(TrainConfig, settings | overrides)
     except ConfigError as error:

@@ -126,11 +126,14 @@ def training_part(run: Run, status: str) -> records.Training:
     """Length, speed and choices of the run."""
     images = run.step * run.batch
     memory = torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else None
+    # PyTorch lets cuDNN use TF32 in float32 convolutions unless told otherwise: training may, certifying never does.
+    tf32 = run.device.type == "cuda" and run.config.precision == "float32" and torch.backends.cudnn.allow_tf32
+    precision = "float32, convolutions in TF32" if tf32 else run.config.precision
     return records.Training(
         loss=run.config.loss, status=status, batch=run.batch, steps=run.step, images=images,
         seconds=round(run.seconds, 3), images_per_second=round(images / max(run.seconds, 1e-9), 1),
         peak_memory_bytes=memory,
-        choices=records.Choices(precision=run.config.precision, layout="channels_last", compiled=run.config.compiled),
+        choices=records.Choices(precision=precision, layout="channels_last", compiled=run.config.compiled),
         curve=f"curves/{run.config.run_id()}.csv",
     )  # fmt: skip
 

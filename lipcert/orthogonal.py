@@ -28,7 +28,7 @@ def cholesky_orthogonalise(matrix_RC: Tensor) -> Tensor:
     if matrix_RC.shape[0] > matrix_RC.shape[1]:
         return cholesky_orthogonalise(matrix_RC.T).T
     # A Gram matrix in bfloat16 would train other weights than those that are certified.
-    with torch.autocast(matrix_RC.device.type, enabled=False):
+    with torch.autocast("cpu" if matrix_RC.is_meta else matrix_RC.device.type, enabled=False):
         gram = matrix_RC @ matrix_RC.T
         ridge = _RIDGE * gram.detach().diagonal().mean()
         # `_ex`: no wait for the device to report success; where it fails the loss is not finite, which ends the run.

@@ -12,7 +12,6 @@ def _root() -> Path:
 
 ROOT = _root()
 RESULTS = ROOT / "results"
-LOCAL = RESULTS / "local"
 
 
 def results_dir() -> Path:

@@ -1,7 +1,9 @@
 """Certify images with a stored network: what `lipcert certify` and the notebooks `certify` and `tour` do."""
 
+import math
 import time
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from lipcert.evaluate import write_radii
 from lipcert.models import load, load_network
 from lipcert.paths import local_dir
 from lipcert.provenance import tensors_sha256
-from lipcert.report.tables import Markdown, percent, table
+from lipcert.report.tables import Markdown, down, percent, table, up
 
 
 class Request(Settings):
@@ -103,11 +105,11 @@ class Recertified:
         """Constants of the backbone, layer by layer; factors of exactly 1 are left out."""
         bounds = self.certificates.bounds
         rows = [
-            (b.name, f"{b.enclosure.lower:.6f}", f"{b.estimate:.6f}", f"{b.enclosure.upper:.6f}", b.enclosure.method)
+            (b.name, down(b.enclosure.lower, 6), f"{b.estimate:.6f}", up(b.enclosure.upper, 6), b.enclosure.method)
             for b in bounds.layers
             if b.enclosure.method != "1-Lipschitz"
         ]
-        rows.append(("**product**", *(f"{x:.6g}" for x in (bounds.lower, bounds.estimate, bounds.upper)), ""))
+        rows.append(("**product**", down(bounds.lower), f"{bounds.estimate:.4f}", up(bounds.upper), ""))
         head = ("layer", "proven lower end", "power method", "proven upper end", "how")
         return table(head, rows, right=(1, 2, 3))
 
@@ -125,10 +127,10 @@ def recertify(request: Request) -> Recertified:
     name = request.images or card["dataset"]
     subset = card["classes"] if name == card["dataset"] else None
     data = load_dataset(name, subset, card["class_seed"])
-    if list(data.shape) != card["input_shape"] or data.classes != len(card["class_names"]):
+    if list(data.shape) != card["input_shape"] or list(data.class_names) != card["class_names"]:
         raise NotCertifiable(
             f"images={name!r}: images of shape {data.shape} in {data.classes} classes; the network takes "
-            f"{tuple(card['input_shape'])} in {len(card['class_names'])} ({card['dataset']})"
+            f"{tuple(card['input_shape'])} in {len(card['class_names'])} classes of {card['dataset']}"
         )
     split = _part(data.test, name, request)
     images_NCHW = to_unit(split.images_NCHW, data.scale, torch.float64)
@@ -157,4 +159,4 @@ def cut(radius: float, digits: int = 4) -> str:
     """A radius as text, cut after `digits` places: what is printed is never above what is proven."""
     if radius > 10**6:
         return f"over {10**6}"
-    return f"{int(radius * 10**digits) / 10**digits:.{digits}f}"
+    return f"{math.floor(Fraction(radius) * 10**digits) / 10**digits:.{digits}f}"

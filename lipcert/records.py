@@ -52,7 +52,7 @@ class Model(_Part):
 class Choices(_Part):
     precision: str = Field(description="arithmetic of the training step's forward pass")
     layout: str = Field(description="memory layout of images")
-    compiled: bool = Field(description="whether the step went through torch.compile")
+    compiled: bool = Field(description="whether the backbone went through torch.compile")
 
 
 class Training(_Part):
@@ -75,12 +75,12 @@ class Training(_Part):
 
 
 class Result(_Part):
-    norm: Literal["l2", "linf"]
+    norm: Literal["l2", "linf"] = Field(description="norm of the perturbation")
     radius: RadiusText = Field(description="exact, in pixels of [0, 1]")
-    method: Literal["margin", "interval"]
+    method: Literal["margin", "interval"] = Field(description="how radii were proven: margins, or intervals")
     effort: Literal["fast", "tight", "exact"] | None = Field(description="of the bounds; null for estimated")
-    guarantee: Literal["estimated", "nominal", "real", "executed"]
-    arithmetic: str
+    guarantee: Literal["estimated", "nominal", "real", "executed"] = Field(description="what the count is worth")
+    arithmetic: str = Field(description="of the logits")
     certified_correct: int = Field(ge=0, description="images both correctly classified and certified")
 
 
@@ -90,7 +90,7 @@ class Test(_Part):
     clean: int = Field(ge=0, description="correctly classified, without any perturbation")
     seconds: float = Field(ge=0, description="wall time of bounding and certifying")
     radii: str | None = Field(description="per-image label, prediction, runner-up and radius, CSV")
-    results: tuple[Result, ...]
+    results: tuple[Result, ...] = Field(description="one entry per radius and guarantee")
 
     @model_validator(mode="after")
     def _counts(self) -> "Test":
@@ -104,8 +104,8 @@ class Test(_Part):
 
 
 class Layer(_Part):
-    name: str
-    kind: str
+    name: str = Field(description="place in the chain")
+    kind: str = Field(description="class of the layer")
     lower: float = Field(ge=0, description="proven lower end of the norm")
     upper: float = Field(ge=0, description="proven upper end of the norm")
     estimate: float = Field(ge=0, description="power method, 500 steps")
@@ -113,7 +113,7 @@ class Layer(_Part):
 
 
 class Bounds(_Part):
-    effort: Literal["fast", "tight", "exact"]
+    effort: Literal["fast", "tight", "exact"] = Field(description="how hard the bounds were sharpened")
     estimate: float = Field(description="product of the layers' power-method estimates (backbone)")
     upper: float = Field(description="product of the layers' upper ends, rounded up (backbone)")
     lower: float = Field(description="product of the layers' lower ends, rounded down (backbone)")
@@ -128,27 +128,29 @@ class Bounds(_Part):
 
 
 class Provenance(_Part):
-    command: str
-    seed: int
+    command: str = Field(description="what was run")
+    seed: int = Field(description="seed of everything random")
     commit: str | None = Field(description="git commit when the run began; null outside a repository")
     dirty: bool | None = Field(description="lipcert/, notebooks/, pyproject.toml or constraints.txt differ from it")
-    versions: dict[str, str]
-    hardware: dict[str, str | int]
+    versions: dict[str, str] = Field(description="Python and the packages that can change a number")
+    hardware: dict[str, str | int] = Field(description="device, processor, cores, threads, accelerator")
     finished: str = Field(description="UTC time, ISO 8601")
 
 
 class Record(_Part):
     """One run. Counts of images are integers, so that VRA is exact; null means not computed."""
 
-    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
-    id: str = Field(pattern=r"^[a-z0-9][A-Za-z0-9_.-]*$")
+    schema_version: Literal[1] = Field(SCHEMA, alias="schema", description="version of this schema")
+    id: str = Field(
+        pattern=r"^[a-z0-9][A-Za-z0-9_.-]*$", description="data set, network, loss, seed and a digest of all settings"
+    )
     published: tuple[str, ...] = Field(description="ids of the rows of published.csv that the run re-measures")
-    config: TrainConfig
+    config: TrainConfig = Field(description="the whole run; see the settings below")
     data: Data
     model: Model
     training: Training
-    test: Test | None
-    bounds: Bounds | None
+    test: Test | None = Field(description="null for a run that was stopped")
+    bounds: Bounds | None = Field(description="null for a run that was stopped")
     provenance: Provenance
 
     @model_validator(mode="after")
@@ -156,18 +158,20 @@ class Record(_Part):
         if (self.training.status == "finished") != (self.test is not None):
             rule = "given" if self.test is None else "null"
             raise ValueError(f"status={self.training.status!r}: test must be {rule}")
+        if (self.test is None) != (self.bounds is None):
+            raise ValueError("bounds: must be given with test, and null without")
         if self.test is not None:
             split = getattr(self.data, self.test.split)
             if self.test.images != split:
                 raise ValueError(f"test.images={self.test.images}: must be the {self.test.split} split's {split}")
         return self
 
-    def result(self, radius: "Radius | str", guarantee: str | None = None) -> Result | None:
+    def result(self, radius: "Radius | str", guarantee: str | None = None, norm: str = "l2") -> Result | None:
         """The result at a radius: the strongest guarantee present, or the one named (`"estimated"` only by name)."""
         order = [guarantee] if guarantee else ["executed", "real", "nominal"]
         for wanted in order:
             for result in self.test.results if self.test else ():
-                if result.guarantee == wanted and Radius(result.radius) == Radius(radius):
+                if (result.norm, result.guarantee) == (norm, wanted) and Radius(result.radius) == Radius(radius):
                     return result
         return None
 
@@ -275,6 +279,8 @@ def publish(run: str, model: str | None = None) -> Path:
     """
     record, folder = find_record(run)
     if folder == results_dir():
+        if model is not None:
+            raise RecordError(f"run {record.id} is published already: run it again to ship its network as {model!r}")
         return folder / "runs" / f"{record.id}.json"
     if record.training.status != "finished" or record.test is None:
         raise RecordError(f"run {record.id} is {record.training.status}: only finished runs are published")

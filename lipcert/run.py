@@ -6,9 +6,11 @@ never stopped. Nothing in `train_step` waits for the device; `report` does.
 Shape letters: B batch, C H W image, F features, K classes.
 """
 
+import contextlib
 import copy
 import csv
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from lipcert.provenance import git_state
 from lipcert.schedules import learning_rate, training_radius
 
 _ORDER, _AUGMENT = 1, 2  # random streams
+_SHARED_FLOPS = 5e9  # a step below this stays on one thread
 _WARM_START_STEPS = 100  # power-method rounds before the first step, so that training starts from converged norms
 CURVE_FIELDS = (
     "step", "images", "seconds", "learning_rate", "radius_train", "loss", "train_accuracy", "train_vra_estimated",
@@ -109,20 +112,29 @@ class Run:
         self.totals += torch.stack([*shares, *(x.detach() for x in scalars)]).to(self.totals)
         self.since += 1
 
-    def report(self, seconds: float) -> dict[str, float]:
-        """Close an interval: one row of the curve. Waits for the device.
+    def check_finite(self) -> list[float]:
+        """Means since the last report: accuracy, certified share, loss, Lipschitz estimate, gradient norm.
 
         Raises:
-            TrainingError: the loss, the Lipschitz estimate or the gradient is not finite.
+            TrainingError: one of them is not finite. The gradient spoils the weights a step before the loss shows it.
         """
-        accuracy, robust, loss, lipschitz, gradient_norm = (self.totals / max(self.since, 1)).tolist()
-        # The gradient too: it spoils the weights one step before the loss shows it.
+        means = (self.totals / max(self.since, 1)).tolist()
+        *_, loss, lipschitz, gradient_norm = means
         if not np.isfinite([loss, lipschitz, gradient_norm]).all():
             raise TrainingError(
                 f"loss={loss}, Lipschitz estimate={lipschitz}, gradient norm={gradient_norm} before step {self.step}: "
                 f"training diverged and the last good checkpoint, if any, is kept; "
                 f"lower lr ({self.config.lr}) or clip ({self.config.clip})"
             )
+        return means
+
+    def report(self, seconds: float) -> dict[str, float]:
+        """Close an interval: one row of the curve. Waits for the device.
+
+        Raises:
+            TrainingError: the loss, the Lipschitz estimate or the gradient is not finite.
+        """
+        accuracy, robust, loss, lipschitz, _ = self.check_finite()
         self.seconds += seconds
         progress = (self.step - 1) / self.steps
         row = [
@@ -155,6 +167,8 @@ class Run:
         """Wait for the device, so that a clock read next tells the truth."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -185,6 +199,32 @@ class Run:
         # Trained in parts by different code: no commit holds what made these numbers.
         if state["dirty"] or state["commit"] != self.commit:
             self.commit, self.dirty = state["commit"], True
+
+
+@contextlib.contextmanager
+def own_threads(config: TrainConfig, data: Dataset) -> Iterator[None]:
+    """One CPU thread while a run whose steps are too small to share goes on; torch's own number for the others.
+
+    Two threads do not speed such steps up, wait for each other tenfold when another program takes a core, and sum in
+    an order that depends on how many cores a machine has.
+    """
+    before = torch.get_num_threads()
+    if pick_device(config.device).type == "cpu" and step_flops(config, data) < _SHARED_FLOPS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def step_flops(config: TrainConfig, data: Dataset) -> int:
+    """Floating-point operations of one step, counted on one image's forward pass: backward costs twice as much."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        network = build_model(model_config(config, data))
+        network(torch.zeros(1, *network.input_shape))
+    return 3 * config.batch * counter.get_total_flops()
 
 
 def model_config(config: TrainConfig, data: Dataset) -> ModelConfig:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lipcert.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 from lipcert.config import TrainConfig
@@ -15,7 +16,7 @@ from lipcert.evaluate import write_results
 from lipcert.paths import local_dir
 from lipcert.progress import Progress
 from lipcert.records import has_finished_record
-from lipcert.run import Run, TrainingError
+from lipcert.run import Run, TrainingError, own_threads
 
 _REPORTS = 200  # rows of the curve in a full run
 
@@ -58,10 +59,14 @@ def fit(
             "resume=True (--resume) or discard it with fresh=True (--fresh)"
         )
     data = load_dataset(config.dataset, config.classes, config.class_seed, config.validation, download)
-    run = Run(config, data)
+    with own_threads(config, data):
+        return _fit(Run(config, data), state, path, progress, checkpoint_seconds)
+
+
+def _fit(run: Run, state: dict[str, Any] | None, path: Path, progress: bool, checkpoint_seconds: float) -> Path:
     if state is not None:
         run.restore(state)
-    elif config.minutes is not None:
+    elif run.config.minutes is not None:
         run.pin_minutes()
     say = _say if progress else lambda *_: None
     say(f"run {run.config.run_id()}: {run.steps} steps of {run.batch} images on {run.device}")
@@ -86,7 +91,8 @@ def _train(run: Run, path: Path, shown: bool, checkpoint_seconds: float) -> bool
     with _stop_signals() as stop, Progress(run.steps, "step", shown, initial=run.step) as progress:
         while run.step < run.steps:
             run.train_step()
-            if stop.is_set():
+            if stop.is_set() and run.step < run.steps:
+                run.check_finite()
                 run.seconds += time.monotonic() - start
                 return False
             if run.step % interval and run.step < run.steps:

@@ -44,6 +44,12 @@ def test_public_names_resolve() -> None:
         lipcert.nothing  # noqa: B018
 
 
+def test_functions_named_like_their_modules_stay_functions() -> None:
+    import lipcert
+
+    assert callable(lipcert.vra) and callable(lipcert.certify) and callable(lipcert.certify)
+
+
 def test_no_path_of_one_machine_in_the_tree() -> None:
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     for name in files:

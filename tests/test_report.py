@@ -301,3 +301,8 @@ def test_the_plane_net_keeps_its_promise_and_the_check_can_fail(monkeypatch: pyt
     honest = net.radii
     monkeypatch.setattr(plane.PlaneNet, "radii", lambda self, x: (honest(x)[0], 3 * honest(x)[1]))
     assert plane.changed_on_circles(net) > 0
+
+
+def test_every_field_of_the_record_says_what_it_means():
+    missing = [line for line in schema.field_table().splitlines() if re.search(r"\|\s*\|$", line)]
+    assert not missing

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from lipcert.paths import ROOT, results_dir
-from lipcert.report.figures import vra_figure, vra_figure_words
+from lipcert.report.figures import vra_figure, vra_legend
 from lipcert.report.tables import study_table, study_words
 
 _BEGIN, _END = "<!-- computed: begin -->", "<!-- computed: end -->"
@@ -12,7 +12,7 @@ _BEGIN, _END = "<!-- computed: begin -->", "<!-- computed: end -->"
 
 def block() -> str:
     """The study's table and what it says, Markdown."""
-    return f"{_BEGIN}\n{vra_figure_words()}\n\n{study_table()}\n{study_words()}\n{_END}"
+    return f"{_BEGIN}\n{vra_legend()}\n\n{study_table()}\n{study_words()}\n{_END}"
 
 
 def current(path: Path = ROOT / "README.md") -> str:

@@ -13,26 +13,6 @@ from lipcert.records import Record
 from lipcert.report.published import published_path
 from lipcert.report.tables import Markdown, study_records, table
 
-# Fields whose name and place say enough for the code, and not enough for a reader of the page.
-_MEANINGS = {
-    "schema": "version of this schema",
-    "id": "data set, network, loss, seed and a digest of all settings",
-    "config": "the whole run; see the settings below",
-    "test": "null for a run that was stopped",
-    "bounds": "null for a run that was stopped",
-    "test.results": "one entry per radius and guarantee",
-    "test.results.norm": "norm of the perturbation",
-    "test.results.method": "how radii were proven: margins, or intervals",
-    "test.results.guarantee": "what the count is worth",
-    "test.results.arithmetic": "of the logits",
-    "bounds.effort": "how hard the bounds were sharpened",
-    "bounds.layers.name": "place in the chain",
-    "bounds.layers.kind": "class of the layer",
-    "provenance.command": "what was run",
-    "provenance.seed": "seed of everything random",
-    "provenance.versions": "Python and the packages that can change a number",
-    "provenance.hardware": "device, processor, cores, threads, accelerator",
-}
 CURVE_COLUMNS = {
     "step": "optimiser steps done",
     "images": "images seen",
@@ -95,7 +75,7 @@ def record_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
     for name, field in model.model_fields.items():
         path = f"{prefix}{field.alias or name}"
         part = next((p for p in _parts(field.annotation) if issubclass(p, BaseModel) and p is not TrainConfig), None)
-        meaning = field.description or _MEANINGS.get(path, "")
+        meaning = field.description or ""
         if part is None or meaning:
             yield path, _kind(field.annotation), meaning
         if part is not None:

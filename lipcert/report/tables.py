@@ -98,9 +98,9 @@ def bounds_table(record: Record) -> Markdown:
     if record.bounds is None:
         return Markdown("This run was stopped before its bounds were proven.")
     layers = [x for x in record.bounds.layers if x.method != "1-Lipschitz"]
-    rows = [(f"`{x.name}`", x.kind, _down(x.lower), f"{x.estimate:.4f}", _up(x.upper), x.method) for x in layers]
+    rows = [(f"`{x.name}`", x.kind, down(x.lower), f"{x.estimate:.4f}", up(x.upper), x.method) for x in layers]
     b = record.bounds
-    rows.append(("backbone", "product", _down(b.lower), f"{b.estimate:.4f}", _up(b.upper), ""))
+    rows.append(("backbone", "product", down(b.lower), f"{b.estimate:.4f}", up(b.upper), ""))
     return table(("layer", "kind", "at least", "estimate", "at most", "proof"), rows, right=(2, 3, 4))
 
 
@@ -118,18 +118,18 @@ def bounds_words(record: Record) -> Markdown:
         else "No estimate lies below the proven lower end of its layer."
     )
     return Markdown(
-        f"The backbone's constant is at most {_up(b.upper)}; the power method says {b.estimate:.4f}, "
+        f"The backbone's constant is at most {up(b.upper)}; the power method says {b.estimate:.4f}, "
         f"{100 * (1 - b.estimate / b.upper):.2g} % less. The widest enclosure of a layer, `{wide.name}`, is "
         f"{100 * (wide.upper / wide.lower - 1):.2g} % wide. {verdict}"
     )
 
 
-def _up(value: float, digits: int = 4) -> str:
+def up(value: float, digits: int = 4) -> str:
     """Rounded up: a printed bound is never below the proven one."""
     return f"{math.ceil(Fraction(value) * 10**digits) / 10**digits:.{digits}f}"
 
 
-def _down(value: float, digits: int = 4) -> str:
+def down(value: float, digits: int = 4) -> str:
     return f"{math.floor(Fraction(value) * 10**digits) / 10**digits:.{digits}f}"
 
 
@@ -324,13 +324,13 @@ def rerun(records: "Sequence[Record] | None" = None) -> Markdown:
 
 
 def _command(record: Record) -> str:
-    """What makes this run again: a file of settings where there is one, else the command that was used."""
+    """What makes this run again: a file of settings where there is one, else its own record."""
     for path in sorted((ROOT / "notebooks" / "params").glob("*/*.yaml")):
         config, seed = load_config(path), record.config.seed
         if config.model_copy(update={"seed": seed}).digest() == record.config.digest():
             override = "" if config.seed == seed else f" seed={seed}"
             return f"lipcert train {path.relative_to(ROOT).as_posix()}{override}"
-    return record.provenance.command
+    return f"lipcert train results/runs/{record.id}.json"
 
 
 def provenance_table(records: "Sequence[Record] | None" = None) -> Markdown:

@@ -1,0 +1,85 @@
+"""What is printed of a certificate, and bounds that serve one chain only."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+from lipcert.certify import NotCertifiable, certify, chain_bounds
+from lipcert.config import ModelConfig, load_config
+from lipcert.layers import plain_linear
+from lipcert.models import build_model
+from lipcert.recertify import cut
+from lipcert.records import read_record
+from lipcert.run import own_threads, step_flops
+from lipcert.train import fit
+
+IMAGES = torch.full((1, 1, 8, 8), 0.5, dtype=torch.float64)
+
+
+def chain(scale: float = 1.0) -> nn.Sequential:
+    generator = torch.Generator().manual_seed(0)
+    dense = plain_linear(scale * torch.randn(6, 64, generator=generator), torch.zeros(6))
+    return nn.Sequential(
+        nn.Flatten(), dense, plain_linear(torch.randn(3, 6, generator=generator), torch.ones(3))
+    ).eval()
+
+
+def test_a_printed_radius_is_never_above_the_proven_one() -> None:
+    for n in range(1, 20_000):
+        radius = n / 10_000
+        for value in (radius, torch.nextafter(torch.tensor(radius).double(), torch.tensor(0.0).double()).item()):
+            assert Fraction(cut(value)) <= Fraction(value) < Fraction(cut(value)) + Fraction(1, 10_000)
+
+
+def test_bounds_of_another_chain_shape_or_effort_are_refused() -> None:
+    bounds = chain_bounds(chain(), (1, 8, 8))
+    assert torch.equal(certify(chain(), IMAGES, bounds=bounds).radius_B, certify(chain(), IMAGES).radius_B)
+    with pytest.raises(NotCertifiable, match="bounds"):
+        certify(chain(100.0), IMAGES, bounds=bounds)
+    with pytest.raises(NotCertifiable, match="bounds"):
+        certify(chain(), IMAGES.reshape(1, 1, 4, 16), bounds=bounds)
+    with pytest.raises(NotCertifiable, match="bounds"):
+        certify(chain(), IMAGES, effort="exact", bounds=bounds)
+
+
+def test_a_network_with_a_hook_or_of_a_subclass_is_refused() -> None:
+    network = build_model(ModelConfig(depth=1, width=4, neck_width=8)).eval()
+    assert len(certify(network, IMAGES)) == 1
+    network.backbone[3].register_forward_hook(lambda module, inputs, output: 100 * output)
+    with pytest.raises(TypeError, match="hooks"):
+        certify(network, IMAGES)
+
+    class Other(type(network)):
+        pass
+
+    other = build_model(ModelConfig(depth=1, width=4, neck_width=8)).eval()
+    other.__class__ = Other
+    with pytest.raises(TypeError, match="Other"):
+        certify(other, IMAGES)
+
+
+def test_a_record_is_a_file_of_settings(tmp_path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("{dataset: digits, depth: 1, width: 4, neck_width: 8, batch: 64, steps: 3, device: cpu}")
+    record = read_record(fit(load_config(path), progress=False))
+    again = load_config(fit(load_config(path), progress=False))
+    assert again.run_id() == record.id
+
+
+def test_small_steps_stay_on_one_thread_and_give_the_number_back(tmp_path) -> None:
+    from lipcert.config import TrainConfig
+    from lipcert.data import load_dataset
+
+    data = load_dataset("digits")
+    torch.set_num_threads(2)
+    small = TrainConfig(depth=6, width=32, batch=64, steps=1, device="cpu")
+    with own_threads(small, data):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+    large = small.model_copy(update={"width": 128})
+    # The convolutions of the stack alone: 2 operations a multiplication, 9 taps, 64 pixels, three passes.
+    assert step_flops(large, data) > 3 * 64 * 6 * 2 * 9 * 64 * 128 * 128
+    with own_threads(large, data):
+        assert torch.get_num_threads() == 2
