@@ -35,7 +35,7 @@ _PEERS = {
 def key_figure() -> Figure:
     """One row per published number with a preset: hollow is the paper's, filled is ours."""
     comparisons = compare(load_records())
-    figure, axes = canvas(WIDTH, 0.9 + 0.56 * len(comparisons))
+    figure, axes = canvas(WIDTH, 0.9 + 0.5 * len(comparisons))
     values = [float(c.row.value) for c in comparisons] + [v for c in comparisons for v in c.ours]
     low, high = max(min(values) - 6, 0), min(max(values) + 6, 100)
     for y, c in enumerate(comparisons):
@@ -125,7 +125,7 @@ def vra_figures() -> "list[Figure | Markdown]":
 def vra_figure(one_per_dataset: bool = False) -> "Figure | Markdown":
     """VRA over the radius for the first of those groups: the landing page's figure."""
     groups = vra_groups(one_per_dataset)
-    return _draw_vra(groups[0], 2.8 if one_per_dataset else 3.8) if groups else Markdown(NOTHING)
+    return _draw_vra(groups[0], 2.4 if one_per_dataset else 3.8) if groups else Markdown(NOTHING)
 
 
 def _draw_vra(records: list[Record], height: float, name: str = "vra-over-radius") -> Figure:
