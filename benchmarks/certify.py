@@ -6,7 +6,8 @@ import time
 
 import torch
 
-from lipcert.certify import certify, chain_bounds
+from lipcert.certify import certify
+from lipcert.chain import chain_bounds
 from lipcert.config import ModelConfig
 from lipcert.models import build_model
 

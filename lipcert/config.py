@@ -33,6 +33,14 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, settings: Any) -> Any:
+        # YAML and JSON know lists only.
+        if not isinstance(settings, dict):
+            return settings
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+
 
 class ModelConfig(Settings):
     """A network by family and size; `lipcert.models.build_model` turns it into a module."""
@@ -167,7 +175,6 @@ def parse(cls: type[Settings], settings: dict[str, Any]) -> Any:
     Raises:
         ConfigError: with one line per offending key.
     """
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     try:
         return cls(**settings)
     except ValidationError as error:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lipcert import provenance, records
-from lipcert.certify import Certificates, certified_correct, certify, chain_bounds
+from lipcert.certify import Certificates, certified_correct, certify
+from lipcert.chain import chain_bounds
 from lipcert.data import Dataset, Split, to_unit
 from lipcert.models import save_network
 from lipcert.paths import local_dir

@@ -1,9 +1,7 @@
 """Certify images with a stored network: what `lipcert certify` and the notebooks `certify` and `tour` do."""
 
-import math
 import time
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lipcert.certify import ABSTAIN, Certificates, NotCertifiable, certified_correct, certify
+from lipcert.certify import ABSTAIN, Certificates, certified_correct, certify
+from lipcert.chain import NotCertifiable
 from lipcert.config import RadiusText, Settings, parse, plain_values
 from lipcert.data import Split, load_dataset, to_unit
 from lipcert.evaluate import write_radii
@@ -159,4 +158,4 @@ def cut(radius: float, digits: int = 4) -> str:
     """A radius as text, cut after `digits` places: what is printed is never above what is proven."""
     if radius > 10**6:
         return f"over {10**6}"
-    return f"{math.floor(Fraction(radius) * 10**digits) / 10**digits:.{digits}f}"
+    return down(radius, digits)

@@ -198,9 +198,7 @@ def write_record(record: Record, folder: Path | None = None) -> Path:
 def read_record(path: str | Path) -> Record:
     """A validated record. Raises RecordError naming file, field, value and rule."""
     try:
-        settings = json.loads(Path(path).read_text())
-        settings["config"] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["config"].items()}
-        return Record(**settings)
+        return Record(**json.loads(Path(path).read_text()))
     except FileNotFoundError:
         raise RecordError(f"no record at {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:

@@ -189,8 +189,7 @@ class Run:
             raise TrainingError(
                 f"checkpoint was trained on other data (sha256 {state['data']}, here {self.data.sha256})"
             )
-        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()}
-        self.config = TrainConfig(**settings)
+        self.config = TrainConfig(**state["config"])
         self.network.load_state_dict(state["network"], strict=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps, self.step, self.seconds = state["steps"], state["step"], state["seconds"]

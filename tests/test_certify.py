@@ -12,13 +12,12 @@ from torch.nn.utils import parametrizations
 
 from lipcert.certify import (
     ABSTAIN,
-    NotCertifiable,
     certified_correct,
     certify,
-    chain_bounds,
     margin_radius,
     vra,
 )
+from lipcert.chain import NotCertifiable, chain_bounds
 from lipcert.data import load_dataset, to_unit
 from lipcert.layers import MinMax
 from lipcert.radius import Radius

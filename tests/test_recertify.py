@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lipcert.certify import NotCertifiable, certify, chain_bounds
+from lipcert.certify import certify
+from lipcert.chain import NotCertifiable, chain_bounds
 from lipcert.config import ModelConfig, load_config
 from lipcert.layers import plain_linear
 from lipcert.models import build_model
