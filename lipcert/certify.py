@@ -1,33 +1,36 @@
 """The certifier: prediction and proven radius per image. It fails closed.
 
-Shape letters: B images, K classes, C H W image, F features. Everything here runs in float64 on a plain chain; bounds
-come from `lipcert.bounds` (proven), never from the power method.
+Shape letters: B images, K classes, C H W image, F features. Bounds come from `lipcert.bounds` (proven), never from the
+power method; the forward pass from `lipcert.forward`, its rounding errors from `lipcert.deviation`.
 """
 
-import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lipcert.chain import ChainBounds, NotCertifiable, chain_bounds, fingerprint, plain_chain
+from lipcert.deviation import Deviation, deviation
+from lipcert.forward import FORMATS, Activations, run_chain
 from lipcert.radius import Radius
 
 ABSTAIN = -1
-GUARANTEES = ("nominal",)
-_MICRO_BATCH = 64
+GUARANTEES = ("nominal", "real", "executed")  # from the weakest to the strongest
+_UP = 1 + 2.0**-45  # above the exact value after fewer than 100 operations on non-negative numbers
 
 
 @dataclass(frozen=True)
 class Certificates:
-    """What is promised for each image: no perturbation of norm at most `radius_B` changes `prediction_B`.
+    """What is promised for each image: no perturbation of l2 norm at most `radius_B` changes `prediction_B`.
 
-    The guarantee is *nominal*: rounding in the float64 forward pass itself is not counted.
+    `guarantee` says of which network: *executed*, of the one run in `arithmetic`, in any summation order; *real*, of
+    the same weights in exact arithmetic; *nominal*, of neither strictly, since rounding in the forward pass is ignored.
 
     Attributes:
-        prediction_B: (B,) int64; `ABSTAIN` (-1) where nothing can be promised (a tie or a non-finite logit).
+        prediction_B: (B,) int64; `ABSTAIN` (-1) where nothing can be promised: a tie, a non-finite logit, or a margin
+            that rounding errors could have made.
         radius_B: (B,) float64, proven, rounded down, 0 where abstaining; in units of the input tensor.
         runner_up_B: (B,) int64; the class that limits the radius, -1 where abstaining.
         logits_BK: (B, K) float64. estimated_radius_B: what the power method would have claimed; never a certificate.
@@ -44,38 +47,40 @@ class Certificates:
     norm: str = "l2"
     method: str = "margin"
     effort: str = "fast"
-    guarantee: str = "nominal"
+    guarantee: str = "executed"
     arithmetic: str = "float64"
 
     def __len__(self) -> int:
         return len(self.prediction_B)
 
 
-@torch.no_grad()
 def certify(
     model: nn.Module,
     images_BCHW: Tensor,
     norm: str = "l2",
     method: str = "margin",
     effort: str = "fast",
-    guarantee: str = "nominal",
+    guarantee: str = "executed",
     arithmetic: str = "float64",
     bounds: ChainBounds | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Certificates:
-    """Certify every image: radius min over i != j of (z_j - z_i) / K_ij, rounded down.
+    """Certify every image: the largest radius at which every margin z_i - z_j is proven to stay positive.
 
-    (arXiv 2102.08452, section 3, with proven constants.) Guarantee *nominal*: the margins are computed in float64 and
-    their rounding in the forward pass is ignored; the bounds, the margin's difference, the quotient and the comparison
-    with a radius are rounded against us. Runs in micro-batches of a fixed size, so that the result does not depend on
-    how the images were batched.
+    With margins m_j, proven margin constants K_j (arXiv 2102.08452, section 3) and rounding bounds of the form
+    a_j + b_j r (`lipcert.deviation`), that radius is the least (m_j - a_j) / (K_j + b_j), rounded down. *nominal* leaves
+    a and b out, *real* counts the errors of this forward pass, *executed* those of any run in `arithmetic` on the ball
+    as well. Images run in micro-batches of a fixed size: the result does not depend on how they were batched.
 
     Args:
-        model: a `Network`, a chain from `load`, or an `nn.Sequential` of nn.Conv2d, nn.Linear, nn.ReLU, nn.Flatten,
-            nn.ZeroPad2d, nn.Identity, MinMax and Shift whose last layer is an nn.Linear; in evaluation mode.
-        images_BCHW: (B, C, H, W) with pixels in [0, 1]; at least one image.
-        norm: "l2". method: "margin". effort: as in `norm_bound`. guarantee: "nominal". arithmetic: "float64".
-            Asking for more than the code can prove raises.
+        model: a `Network`, a chain from `load`, or an `nn.Sequential` (nested ones too) of nn.Conv2d, nn.Linear,
+            nn.ReLU, nn.Flatten, nn.ZeroPad2d, nn.Identity, nn.Dropout, MinMax and Shift whose last layer is an
+            nn.Linear; in evaluation mode.
+        images_BCHW: (B, C, H, W) with pixels in [0, 1]; at least one image. Best in float64: k/255 in float32 is
+            another image, 1e-6 away.
+        norm: "l2". method: "margin". effort: as in `norm_bound`.
+        guarantee: "nominal", "real" or "executed". Asking for more than the code can prove raises.
+        arithmetic: "float64" or "float32": what the network is run in (executed), what this pass runs in (real).
         bounds: constants of this very chain from `chain_bounds`, to save computing them again.
         progress: called with the number of images done.
 
@@ -83,7 +88,23 @@ def certify(
         NotCertifiable: a request, model or input for which nothing can be promised.
         TypeError: a layer without a bound, by name and place.
     """
-    _check_request(norm, method, guarantee, arithmetic)
+    return certify_each(model, images_BCHW, [(guarantee, arithmetic)], norm, method, effort, bounds, progress)[0]
+
+
+@torch.no_grad()
+def certify_each(
+    model: nn.Module,
+    images_BCHW: Tensor,
+    wanted: Sequence[tuple[str, str]],
+    norm: str = "l2",
+    method: str = "margin",
+    effort: str = "fast",
+    bounds: ChainBounds | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Certificates]:
+    """`certify` for several (guarantee, arithmetic) at once, from as few forward passes as they need."""
+    for guarantee, arithmetic in wanted:
+        _check_request(norm, method, guarantee, arithmetic)
     chain = plain_chain(model)
     _check_images(images_BCHW)
     shape = tuple(images_BCHW.shape[1:])
@@ -93,10 +114,34 @@ def certify(
         raise NotCertifiable(
             f"bounds: proven for other weights, layers, image shape or effort than {shape}, {effort!r}; leave them out"
         )
-    logits_BK = _logits(chain, images_BCHW, progress)
-    prediction_B, radius_B, runner_up_B = margin_radius(logits_BK, bounds.margin_lipschitz_KK)
-    _, estimated_B, _ = margin_radius(logits_BK, bounds.margin_estimate_KK)
-    return Certificates(prediction_B, radius_B, runner_up_B, logits_BK, estimated_B, bounds, norm, method, effort)
+    if any(arithmetic == "float32" for _, arithmetic in wanted):
+        _check_float32(chain)
+    passes: dict[tuple[str, bool], Activations] = {}
+    found = []
+    for guarantee, arithmetic in wanted:
+        # Executed in float32 is proven from a float64 pass, which errs less, and from magnitudes, which float32 needs.
+        computed = arithmetic if guarantee == "real" else "float64"
+        key = (computed, arithmetic == "float32")
+        if key not in passes:
+            passes[key] = run_chain(chain, images_BCHW, *key, progress)
+        found.append(_certificates(chain, passes[key], computed, guarantee, arithmetic, bounds, norm, method, effort))
+    return found
+
+
+def _certificates(chain, activations, computed, guarantee, arithmetic, bounds, norm, method, effort) -> Certificates:
+    errors = deviation(bounds.plan, activations, chain[-1], FORMATS[computed], FORMATS[arithmetic])
+    logits_BK = activations.logits_BK
+    results = margin_radius(logits_BK, bounds.margin_lipschitz_KK, bounds.distances_KK, errors, guarantee)
+    # Overflow on the way, hidden again by an activation, would make the logits meaningless.
+    limit = float(min(FORMATS[computed].largest, FORMATS[arithmetic].largest)) / 4
+    sound_B = errors.sums.at + errors.sums.slope * results[1] < limit
+    prediction_B, radius_B, runner_up_B = (
+        torch.where(sound_B, result, empty) for result, empty in zip(results, (ABSTAIN, 0.0, ABSTAIN), strict=True)
+    )
+    estimated_B = margin_radius(logits_BK, bounds.margin_estimate_KK)[1]
+    return Certificates(
+        prediction_B, radius_B, runner_up_B, logits_BK, estimated_B, bounds, norm, method, effort, guarantee, arithmetic
+    )
 
 
 def vra(certificates: Certificates, labels_B: Tensor, radius: "Radius | str | float") -> float:
@@ -120,44 +165,63 @@ def certified_correct(prediction_B: Tensor, radius_B: Tensor, labels_B: Tensor, 
     return int((certified_B & (prediction_B == labels_B.to(prediction_B))).sum())
 
 
-def margin_radius(logits_BK: Tensor, margin_lipschitz_KK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def margin_radius(
+    logits_BK: Tensor,
+    margin_lipschitz_KK: Tensor,
+    distances_KK: Tensor | None = None,
+    errors: Deviation | None = None,
+    guarantee: str = "nominal",
+) -> tuple[Tensor, Tensor, Tensor]:
     """Prediction, radius (rounded down) and limiting class of each row of logits, (B,) each.
 
-    A tie for the largest logit, a non-finite logit or a non-finite constant: ABSTAIN, 0, -1. The radius is strictly
-    below margin / K, so at every point of the closed ball the margin stays positive.
+    A tie for the largest logit, a margin not above its error, a non-finite logit or constant: ABSTAIN, 0, -1. The
+    radius is strictly below (margin - a) / (K + b), so at every point of the closed ball the margin stays positive.
     """
     if logits_BK.dtype != torch.float64:
         raise NotCertifiable(f"logits of {logits_BK.dtype}: must be float64, as the constants are")
     top_B1, predicted_B1 = logits_BK.max(1, keepdim=True)
-    margin_BK = top_B1 - logits_BK
-    # Rounded to nearest, hence one step down is below the exact difference; 0 or less is a tie.
-    margin_BK = torch.where(margin_BK > 0, torch.nextafter(margin_BK, torch.zeros_like(margin_BK)), margin_BK)
-    lipschitz_BK = margin_lipschitz_KK.to(logits_BK)[predicted_B1[:, 0]]
-    quotient_BK = margin_BK / lipschitz_BK
-    quotient_BK = torch.nextafter(quotient_BK, torch.zeros_like(quotient_BK))
+    predicted_B = predicted_B1[:, 0]
+    margin_BK = _step_down(top_B1 - logits_BK)
+    lipschitz_BK = margin_lipschitz_KK.to(logits_BK)[predicted_B]
+    if guarantee != "nominal":
+        at_BK, slope_BK = _margin_errors(errors, distances_KK[predicted_B], predicted_B1, guarantee)
+        # One step down for the subtraction too; a margin of 0 or less is nothing.
+        margin_BK, lipschitz_BK = _step_down(margin_BK - at_BK), (lipschitz_BK + slope_BK) * _UP
+    quotient_BK = _step_down(margin_BK / lipschitz_BK)
     is_own_BK = torch.zeros_like(logits_BK, dtype=torch.bool).scatter(1, predicted_B1, True)
     sound_BK = is_own_BK | ((margin_BK > 0) & lipschitz_BK.isfinite() & (lipschitz_BK > 0) & (quotient_BK > 0))
     sound_B = sound_BK.all(1) & logits_BK.isfinite().all(1)
     radius_B, runner_up_B = quotient_BK.masked_fill(is_own_BK, math.inf).min(1)
     return (
-        torch.where(sound_B, predicted_B1[:, 0], ABSTAIN),
+        torch.where(sound_B, predicted_B, ABSTAIN),
         torch.where(sound_B, radius_B, 0.0),
         torch.where(sound_B, runner_up_B, ABSTAIN),
     )
 
 
-def _logits(chain: nn.Sequential, images_BCHW: Tensor, progress: Callable[[int], None] | None) -> Tensor:
-    """Logits in float64, (B, K), computed in padded micro-batches of one fixed size, on the chain's device."""
-    chain = copy.deepcopy(chain).double()
-    device = next(chain.parameters()).device
-    parts = []
-    for start in range(0, len(images_BCHW), _MICRO_BATCH):
-        batch = images_BCHW[start : start + _MICRO_BATCH].to(device, torch.float64)
-        padding = batch.new_zeros(_MICRO_BATCH - len(batch), *batch.shape[1:])
-        parts.append(chain(torch.cat([batch, padding]))[: len(batch)].cpu())
-        if progress is not None:
-            progress(len(batch))
-    return torch.cat(parts)
+def _step_down(x: Tensor) -> Tensor:
+    """Rounded to nearest, hence one step down is below the exact result."""
+    return torch.nextafter(x, torch.full_like(x, -math.inf))
+
+
+def _margin_errors(
+    errors: Deviation, distances_BK: Tensor, predicted_B1: Tensor, guarantee: str
+) -> tuple[Tensor, Tensor]:
+    """a and b of the error a + b r on the margin between the predicted class and every other, rounded up."""
+    own_BK = errors.centre_BK + errors.centre_BK.gather(1, predicted_B1)
+    at_BK = distances_BK * errors.centre_B[:, None] + own_BK
+    slope_BK = torch.zeros_like(at_BK)
+    if guarantee == "executed":
+        ball = errors.ball_K
+        at_BK += distances_BK * errors.ball.at[:, None] + ball.at + ball.at.gather(1, predicted_B1)
+        slope_BK += distances_BK * errors.ball.slope[:, None] + ball.slope + ball.slope.gather(1, predicted_B1)
+    return at_BK * _UP, slope_BK * _UP
+
+
+def _check_float32(chain: nn.Sequential) -> None:
+    for name, tensor in chain.state_dict().items():
+        if not torch.equal(tensor.float().to(tensor.dtype), tensor):
+            raise NotCertifiable(f"{name} holds numbers that float32 cannot: use arithmetic='float64'")
 
 
 def _check_request(norm: str, method: str, guarantee: str, arithmetic: str) -> None:
@@ -165,7 +229,7 @@ def _check_request(norm: str, method: str, guarantee: str, arithmetic: str) -> N
         ("norm", norm, ("l2",)),
         ("method", method, ("margin",)),
         ("guarantee", guarantee, GUARANTEES),
-        ("arithmetic", arithmetic, ("float64",)),
+        ("arithmetic", arithmetic, tuple(FORMATS)),
     ):
         if value not in known:
             raise NotCertifiable(f"{key}={value!r}: not proven by this version; it proves {', '.join(known)}")

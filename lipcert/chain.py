@@ -7,7 +7,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from lipcert.bounds import Enclosure, norm_bound
 from lipcert.bounds.rounding import round_down, round_up
+from lipcert.deviation import Step, steps
+from lipcert.forward import IDENTITIES, output_shape
 from lipcert.layers import MinMax, Shift
 from lipcert.models.network import Network
 from lipcert.models.stored import geometry
@@ -23,7 +25,7 @@ from lipcert.power import norm_estimate
 from lipcert.provenance import tensors_sha256
 
 _ESTIMATE_STEPS = 500  # what public codes use when they evaluate
-_ONE_LIPSCHITZ = (MinMax, Shift, nn.Flatten, nn.ZeroPad2d, nn.ReLU, nn.Identity)
+_ONE_LIPSCHITZ = (MinMax, Shift, nn.Flatten, nn.ZeroPad2d, nn.ReLU, *IDENTITIES)
 
 
 class NotCertifiable(ValueError):
@@ -46,13 +48,16 @@ class ChainBounds:
 
     `margin_lipschitz_KK` is rounded up: no margin z_i - z_j shrinks faster than K_ij per unit of l2 distance.
     `lower` is the product of the layers' lower ends; the chain's own constant may be smaller than that product.
+    `distances_KK` are the head's |w_i - w_j|, rounded up. `plan` is what rounding errors are bounded from.
     `proven_for` identifies the layers, weights and input shape, so that bounds serve no other chain.
     """
 
     layers: tuple[LayerBound, ...]
+    plan: tuple[Step, ...]
     lower: float
     upper: float
     estimate: float
+    distances_KK: Tensor
     margin_lipschitz_KK: Tensor
     margin_estimate_KK: Tensor
     effort: str
@@ -60,7 +65,7 @@ class ChainBounds:
 
 
 def plain_chain(model: nn.Module) -> nn.Sequential:
-    """The chain of ordinary layers that gets certified.
+    """The chain of ordinary layers that gets certified: a `Network` materialised, a nested `nn.Sequential` flattened.
 
     Raises:
         NotCertifiable: a model in training mode. TypeError: neither a `Network` nor an `nn.Sequential`.
@@ -74,8 +79,26 @@ def plain_chain(model: nn.Module) -> nn.Sequential:
         )
     if model.training:
         raise NotCertifiable("the model is in training mode: call model.eval() first")
-    _refuse_replaced([("model", model), *layers_of(model)])
-    return model
+    _refuse_replaced([("model", model)])
+    flat = nn.Sequential()
+    for name, layer in _leaves(model, ""):
+        if layer.training:
+            raise NotCertifiable(f"layer {name!r} is in training mode: call model.eval() first")
+        if name in flat._modules:
+            raise TypeError(f"two layers are called {name!r} once nested Sequentials are joined: rename one")
+        flat.add_module(name, layer)
+    flat.training = False
+    return flat
+
+
+def _leaves(model: nn.Sequential, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    """Layers of nested Sequentials in order, "outer_inner" by name."""
+    for name, layer in layers_of(model):
+        _refuse_replaced([(prefix + name, layer)])
+        if type(layer) is nn.Sequential:
+            yield from _leaves(layer, f"{prefix}{name}_")
+        else:
+            yield prefix + name, layer
 
 
 def _refuse_replaced(layers: Iterable[tuple[str, nn.Module]]) -> None:
@@ -113,7 +136,10 @@ def chain_bounds(chain: nn.Sequential, input_shape: tuple[int, ...], effort: str
     layers, shape = [], tuple(input_shape)
     for name, layer in backbone:
         layers.append(_layer_bound(name, layer, shape, effort))
-        shape = _output_shape(name, layer, shape)
+        try:
+            shape = output_shape(layer, shape)
+        except (RuntimeError, ValueError) as error:
+            raise NotCertifiable(f"layer {name!r} cannot take an input of shape {shape}: {error}") from error
     if shape != (head.in_features,):
         raise NotCertifiable(
             f"input of shape {tuple(input_shape)} reaches the head {head_name!r} as {shape}, "
@@ -128,7 +154,10 @@ def chain_bounds(chain: nn.Sequential, input_shape: tuple[int, ...], effort: str
     rows_KF = head.weight.detach().double().cpu()
     estimate_KK = estimate * torch.cdist(rows_KF, rows_KF, compute_mode="donot_use_mm_for_euclid_dist")
     proven_for = fingerprint(chain, tuple(input_shape))
-    return ChainBounds(tuple(layers), lower, upper, estimate, margin_KK, estimate_KK, effort, proven_for)
+    plan = tuple(steps(chain, tuple(input_shape), [bound.enclosure.upper for bound in layers]))
+    return ChainBounds(
+        tuple(layers), plan, lower, upper, estimate, distances_KK, margin_KK, estimate_KK, effort, proven_for
+    )
 
 
 def _layer_bound(name: str, layer: nn.Module, shape: tuple[int, ...], effort: str) -> LayerBound:
@@ -157,15 +186,6 @@ def _check_one_lipschitz(name: str, layer: nn.Module, shape: tuple[int, ...]) ->
         raise TypeError(f"ZeroPad2d {name!r} on an input of shape {shape}: must be (C, H, W)")
     if type(layer) is Shift and not (isinstance(layer.amount, float) and math.isfinite(layer.amount)):
         raise TypeError(f"Shift {name!r} by {layer.amount!r}: must be one finite float")
-
-
-def _output_shape(name: str, layer: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
-    try:
-        with torch.no_grad():
-            reference = next(layer.parameters(), torch.empty(0))
-            return tuple(layer(torch.zeros(1, *shape, dtype=reference.dtype, device=reference.device)).shape[1:])
-    except RuntimeError as error:
-        raise NotCertifiable(f"layer {name!r} cannot take an input of shape {shape}: {error}") from error
 
 
 def _distances_up(weight_KF: Tensor) -> Tensor:

@@ -130,10 +130,10 @@ def test_scaling_layers_by_powers_of_two_leaves_radii_unchanged():
 
 def test_shifting_all_logits_leaves_radii_unchanged():
     net = identity_net()
-    before = certify(net, grey())
+    before = certify(net, grey(), guarantee="nominal")
     with torch.no_grad():
         net[-1].bias += 4.0
-    assert torch.equal(certify(net, grey()).radius_B, before.radius_B)
+    assert torch.equal(certify(net, grey(), guarantee="nominal").radius_B, before.radius_B)
 
 
 # --- what the result does not depend on -------------------------------------------------------------------------------
@@ -418,10 +418,14 @@ REFUSALS = {
     "wrong size of a LiResNet": lambda: certify(tiny_model().plain(), torch.zeros(1, 1, 16, 16)),
     "norm linf": lambda: certify(identity_net(), grey(), norm="linf"),
     "method interval": lambda: certify(identity_net(), grey(), method="interval"),
-    "guarantee real": lambda: certify(identity_net(), grey(), guarantee="real"),
-    "guarantee executed": lambda: certify(identity_net(), grey(), guarantee="executed"),
+    "guarantee unknown": lambda: certify(identity_net(), grey(), guarantee="certain"),
     "guarantee estimated": lambda: certify(identity_net(), grey(), guarantee="estimated"),
-    "arithmetic float32": lambda: certify(identity_net(), grey(), arithmetic="float32"),
+    "arithmetic bfloat16": lambda: certify(identity_net(), grey(), arithmetic="bfloat16"),
+    "weights that float32 cannot hold": lambda: certify(
+        nn.Sequential(nn.Flatten(), linear([[0.1, 0.0], [0.0, 1.0]], [1.0, 0.0], torch.float64)).eval(),
+        grey(),
+        arithmetic="float32",
+    ),
     "effort tight": lambda: certify(identity_net(), grey(), effort="tight"),
     "effort unknown": lambda: certify(identity_net(), grey(), effort="hard"),
     "reflecting convolution": lambda: certify(
