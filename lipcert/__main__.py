@@ -1,4 +1,4 @@
-"""`lipcert train | certify | runs | params`: thin, over the same functions that the notebooks call."""
+"""`lipcert train | certify | verify | runs | params`: thin, over the same functions that the notebooks call."""
 
 import argparse
 import sys
@@ -56,7 +56,18 @@ def _parser() -> argparse.ArgumentParser:
     certify.add_argument("--count", type=int, default=10, help="number of test images; 0: all (default 10)")
     certify.add_argument("--start", type=int, default=0, help="first test image (default 0)")
     certify.add_argument("--radius", help="radius to count at (default: the network's own)")
+    certify.add_argument("--effort", default="fast", help="of the bounds: fast, tight or exact (default fast)")
+    certify.add_argument(
+        "--guarantee", default="executed", help="nominal, real or executed (default executed); see the book"
+    )
+    certify.add_argument("--arithmetic", default="float64", help="float64 or float32 (default float64)")
     certify.set_defaults(run=_certify)
+
+    verify = commands.add_parser("verify", help="check a certificate bundle with the independent checker (no torch)")
+    verify.add_argument("bundle", metavar="FOLDER", help="a bundle, as `lipcert certify` writes it")
+    verify.add_argument("--data", metavar="DIR", help="folder of the data sets (default: LIPCERT_DATA, else data/)")
+    verify.add_argument("--bounds-only", action="store_true", help="leave the images out; the exit code is then 3")
+    verify.set_defaults(run=_verify)
 
     runs = commands.add_parser("runs", help="list, show and publish run records").add_subparsers(required=True)
     listing = runs.add_parser("list", help="all runs, yours and the published ones")
@@ -72,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("id", help="id or its unique beginning")
     publish.add_argument("--model", metavar="NAME", help="ship the network, too, as results/models/NAME")
     publish.set_defaults(run=_runs_publish)
+
+    again = runs.add_parser("certify", help="certify a finished run again, in every guarantee and arithmetic")
+    again.add_argument("id", help="id or its unique beginning")
+    again.add_argument("--effort", default="tight", choices=("fast", "tight", "exact"), help="default tight")
+    again.set_defaults(run=_runs_certify)
 
     readme = commands.add_parser("readme", help="refresh the README's figure and table from results/")
     readme.set_defaults(run=_readme)
@@ -107,7 +123,22 @@ def _train(options: argparse.Namespace) -> int:
 def _certify(options: argparse.Namespace) -> int:
     from lipcert.commands import certify_images
 
-    return certify_images(options.model, options.images, options.start, options.count, options.radius)
+    names = ("model", "images", "start", "count", "effort", "guarantee", "arithmetic")
+    radii = (options.radius,) if options.radius else ()
+    return certify_images({name: getattr(options, name) for name in names} | {"radii": radii})
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from lipcert import checker
+
+    arguments = [options.bundle, *(["--data", options.data] if options.data else [])]
+    return checker.main([*arguments, *(["--bounds-only"] if options.bounds_only else [])])
+
+
+def _runs_certify(options: argparse.Namespace) -> int:
+    from lipcert.commands import certify_run
+
+    return certify_run(options.id, options.effort)
 
 
 def _runs_list(options: argparse.Namespace) -> int:

@@ -67,10 +67,10 @@ def certify(
 ) -> Certificates:
     """Certify every image: the largest radius at which every margin z_i - z_j is proven to stay positive.
 
-    With margins m_j, proven margin constants K_j (arXiv 2102.08452, section 3) and rounding bounds of the form
-    a_j + b_j r (`lipcert.deviation`), that radius is the least (m_j - a_j) / (K_j + b_j), rounded down. *nominal* leaves
-    a and b out, *real* counts the errors of this forward pass, *executed* those of any run in `arithmetic` on the ball
-    as well. Images run in micro-batches of a fixed size: the result does not depend on how they were batched.
+    With margins m_j, proven constants K_j (arXiv 2102.08452, section 3) and rounding bounds a_j + b_j r
+    (`lipcert.deviation`), that radius is the least (m_j - a_j) / (K_j + b_j), rounded down. *nominal* leaves a and b
+    out, *real* counts the errors of this forward pass, *executed* those of any run in `arithmetic` on the ball as well.
+    Images run in micro-batches of a fixed size: the result does not depend on how they were batched.
 
     Args:
         model: a `Network`, a chain from `load`, or an `nn.Sequential` (nested ones too) of nn.Conv2d, nn.Linear,
@@ -116,19 +116,32 @@ def certify_each(
         )
     if any(arithmetic == "float32" for _, arithmetic in wanted):
         _check_float32(chain)
-    passes: dict[tuple[str, bool], Activations] = {}
-    found = []
-    for guarantee, arithmetic in wanted:
-        # Executed in float32 is proven from a float64 pass, which errs less, and from magnitudes, which float32 needs.
-        computed = arithmetic if guarantee == "real" else "float64"
-        key = (computed, arithmetic == "float32")
-        if key not in passes:
-            passes[key] = run_chain(chain, images_BCHW, *key, progress)
-        found.append(_certificates(chain, passes[key], computed, guarantee, arithmetic, bounds, norm, method, effort))
-    return found
+    passes = {key: run_chain(chain, images_BCHW, *key, progress) for key in passes_for(wanted)}
+    return [
+        _certificates(chain, passes[_pass_for(*claim)], bounds, *claim, norm=norm, method=method, effort=effort)
+        for claim in wanted
+    ]
 
 
-def _certificates(chain, activations, computed, guarantee, arithmetic, bounds, norm, method, effort) -> Certificates:
+def passes_for(wanted: Sequence[tuple[str, str]]) -> list[tuple[str, bool]]:
+    """The forward passes that claims take: arithmetic, and whether with magnitudes."""
+    return list(dict.fromkeys(_pass_for(*claim) for claim in wanted))
+
+
+def _pass_for(guarantee: str, arithmetic: str) -> tuple[str, bool]:
+    # Executed in float32 is proven from a float64 pass, which errs less, and from magnitudes, which float32 needs.
+    return (arithmetic if guarantee == "real" else "float64"), arithmetic == "float32"
+
+
+def _certificates(
+    chain: nn.Sequential,
+    activations: Activations,
+    bounds: ChainBounds,
+    guarantee: str,
+    arithmetic: str,
+    **asked: str,
+) -> Certificates:
+    computed = _pass_for(guarantee, arithmetic)[0]
     errors = deviation(bounds.plan, activations, chain[-1], FORMATS[computed], FORMATS[arithmetic])
     logits_BK = activations.logits_BK
     results = margin_radius(logits_BK, bounds.margin_lipschitz_KK, bounds.distances_KK, errors, guarantee)
@@ -139,9 +152,8 @@ def _certificates(chain, activations, computed, guarantee, arithmetic, bounds, n
         torch.where(sound_B, result, empty) for result, empty in zip(results, (ABSTAIN, 0.0, ABSTAIN), strict=True)
     )
     estimated_B = margin_radius(logits_BK, bounds.margin_estimate_KK)[1]
-    return Certificates(
-        prediction_B, radius_B, runner_up_B, logits_BK, estimated_B, bounds, norm, method, effort, guarantee, arithmetic
-    )
+    found = (prediction_B, radius_B, runner_up_B, logits_BK, estimated_B, bounds)
+    return Certificates(*found, guarantee=guarantee, arithmetic=arithmetic, **asked)
 
 
 def vra(certificates: Certificates, labels_B: Tensor, radius: "Radius | str | float") -> float:

@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from lipcert.bounds import Enclosure, norm_bound
 from lipcert.bounds.rounding import round_down, round_up
 from lipcert.deviation import Step, steps
-from lipcert.forward import IDENTITIES, output_shape
+from lipcert.forward import DROPOUTS, output_shape
 from lipcert.layers import MinMax, Shift
 from lipcert.models.network import Network
 from lipcert.models.stored import geometry
 from lipcert.power import norm_estimate
 from lipcert.provenance import tensors_sha256
+from lipcert.threads import one_thread_each
 
 _ESTIMATE_STEPS = 500  # what public codes use when they evaluate
-_ONE_LIPSCHITZ = (MinMax, Shift, nn.Flatten, nn.ZeroPad2d, nn.ReLU, *IDENTITIES)
+_ONE_LIPSCHITZ = (MinMax, Shift, nn.Flatten, nn.ZeroPad2d, nn.ReLU, nn.Identity)
 
 
 class NotCertifiable(ValueError):
@@ -60,6 +61,7 @@ class ChainBounds:
     distances_KK: Tensor
     margin_lipschitz_KK: Tensor
     margin_estimate_KK: Tensor
+    input_shape: tuple[int, ...]
     effort: str
     proven_for: str
 
@@ -92,13 +94,13 @@ def plain_chain(model: nn.Module) -> nn.Sequential:
 
 
 def _leaves(model: nn.Sequential, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    """Layers of nested Sequentials in order, "outer_inner" by name."""
+    """Layers of nested Sequentials in order, "outer_inner" by name; dropout in evaluation mode is the identity."""
     for name, layer in layers_of(model):
         _refuse_replaced([(prefix + name, layer)])
         if type(layer) is nn.Sequential:
             yield from _leaves(layer, f"{prefix}{name}_")
         else:
-            yield prefix + name, layer
+            yield prefix + name, nn.Identity().eval() if isinstance(layer, DROPOUTS) and not layer.training else layer
 
 
 def _refuse_replaced(layers: Iterable[tuple[str, nn.Module]]) -> None:
@@ -133,9 +135,10 @@ def chain_bounds(chain: nn.Sequential, input_shape: tuple[int, ...], effort: str
     *backbone, (head_name, head) = layers_of(chain)
     if type(head) is not nn.Linear:
         raise TypeError(f"last layer {head_name!r} is {type(head).__name__}: margins need an nn.Linear")
-    layers, shape = [], tuple(input_shape)
+    shapes, shape = [], tuple(input_shape)
     for name, layer in backbone:
-        layers.append(_layer_bound(name, layer, shape, effort))
+        shapes.append(shape)
+        _check_layer(name, layer, shape)
         try:
             shape = output_shape(layer, shape)
         except (RuntimeError, ValueError) as error:
@@ -145,6 +148,9 @@ def chain_bounds(chain: nn.Sequential, input_shape: tuple[int, ...], effort: str
             f"input of shape {tuple(input_shape)} reaches the head {head_name!r} as {shape}, "
             f"which takes ({head.in_features},)"
         )
+    places = [(name, layer, shape) for (name, layer), shape in zip(backbone, shapes, strict=True)]
+    with one_thread_each(head.weight.device) as workers:
+        layers = list(workers(lambda place: _layer_bound(*place, effort), places))
     upper = round_up(math.prod((Fraction(b.enclosure.upper) for b in layers), start=Fraction(1)))
     lower = round_down(math.prod((Fraction(b.enclosure.lower) for b in layers), start=Fraction(1)))
     estimate = math.prod(b.estimate for b in layers)
@@ -156,28 +162,39 @@ def chain_bounds(chain: nn.Sequential, input_shape: tuple[int, ...], effort: str
     proven_for = fingerprint(chain, tuple(input_shape))
     plan = tuple(steps(chain, tuple(input_shape), [bound.enclosure.upper for bound in layers]))
     return ChainBounds(
-        tuple(layers), plan, lower, upper, estimate, distances_KK, margin_KK, estimate_KK, effort, proven_for
+        tuple(layers),
+        plan,
+        lower,
+        upper,
+        estimate,
+        distances_KK,
+        margin_KK,
+        estimate_KK,
+        tuple(input_shape),
+        effort,
+        proven_for,
     )
 
 
 def _layer_bound(name: str, layer: nn.Module, shape: tuple[int, ...], effort: str) -> LayerBound:
     kind = type(layer).__name__
     if type(layer) in _ONE_LIPSCHITZ:
-        _check_one_lipschitz(name, layer, shape)
         return LayerBound(name, kind, Enclosure(1.0, 1.0, "1-Lipschitz"), 1.0)
-    if type(layer) not in (nn.Conv2d, nn.Linear):
-        raise TypeError(f"no l2 bound for {kind} at {name!r}: give the layer a bound or remove it")
     try:
         enclosure = norm_bound(layer, shape, effort=effort)
         # In float64, so that what is missing to the bound is the power method's own doing.
         estimate = float(norm_estimate(copy.deepcopy(layer).double(), shape, steps=_ESTIMATE_STEPS))
     except (TypeError, ValueError) as error:
         raise type(error)(f"layer {name!r}: {error}") from error
+    if not math.isfinite(enclosure.upper):
+        raise NotCertifiable(f"layer {name!r}: its norm is too large for float64; scale the weights")
     return LayerBound(name, kind, enclosure, estimate)
 
 
-def _check_one_lipschitz(name: str, layer: nn.Module, shape: tuple[int, ...]) -> None:
-    """Refuse the settings and inputs under which such a layer does something else: torch broadcasts silently."""
+def _check_layer(name: str, layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse what has no bound, and settings and inputs under which a layer does something else than its name says."""
+    if type(layer) not in (*_ONE_LIPSCHITZ, nn.Conv2d, nn.Linear):
+        raise TypeError(f"no l2 bound for {type(layer).__name__} at {name!r}: give the layer a bound or remove it")
     if type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) != (1, -1):
         raise TypeError(f"Flatten {name!r} over dimensions {layer.start_dim}..{layer.end_dim}: must be 1..-1")
     if type(layer) is MinMax and (not shape or shape[0] % 2):

@@ -6,16 +6,13 @@ from lipcert.paths import local_dir
 from lipcert.records import Record, RecordError, find_record, load_records
 
 
-def certify_images(model: str, images: str | None, start: int, count: int, radius: str | None) -> int:
+def certify_images(request: dict[str, object]) -> int:
     """Certify test images of a data set with a stored network and print one line each."""
     from lipcert.config import parse
     from lipcert.recertify import Request, recertify
     from lipcert.report.tables import up
 
-    radii = (radius,) if radius else ()
-    result = recertify(
-        parse(Request, {"model": model, "images": images, "start": start, "count": count, "radii": radii})
-    )
+    result = recertify(parse(Request, request))
     print(f"{'image':>6}  {'label':<14}{'prediction':<22}{'runner-up':<14}certified l2 radius")
     for number, label, predicted, rival, proven in result.image_rows():
         print(f"{number:>6}  {label:<14}{predicted:<22}{rival:<14}{proven}")
@@ -31,6 +28,19 @@ def certify_images(model: str, images: str | None, start: int, count: int, radiu
         f"Lipschitz constant of the backbone: at most {up(certificates.bounds.upper)} (proven), "
         f"{certificates.bounds.estimate:.6g} by the power method. {result.seconds:.1f} s.\n{result.path}"
     )
+    if result.bundle:
+        print(f"{result.bundle}  (check it with `lipcert verify`)")
+    return 0
+
+
+def certify_run(run: str, effort: str) -> int:
+    """Certify a finished run again, in every guarantee and arithmetic."""
+    from lipcert.evaluate import certify_again
+    from lipcert.report.tables import run_sentence
+
+    path = certify_again(run, effort, progress=True)
+    print(run_sentence(path))
+    print(path)
     return 0
 
 

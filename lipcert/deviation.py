@@ -1,4 +1,4 @@
-"""How far a computed forward pass can be from the real-arithmetic one: at the image, and anywhere in the ball around it.
+"""How far a computed forward pass can be from the exact one: at the image, and anywhere in the ball around it.
 
 Notation. f_l is the network's first l layers in exact arithmetic on the stored weights, c_l a proven bound on layer l's
 norm, P_l = c_1 ... c_l, m_l a proven bound on the norm of |W_l| (`bounds.magnitude`), k_l the number of products in one
@@ -11,18 +11,20 @@ output, n_l the number of outputs. u and w are unit roundoff and smallest normal
 *Proof.* Layer l moves the difference of its two inputs by at most c_l; its own rounding is at most gamma_{k+1} |W||x|
 + |b| entry by entry in any order of summation, fused or not (k products, the bias one more term).
 
-**Ball.** y_l is what the *deployed* arithmetic (u, w) computes, in any order, at any x' with ||x' - x|| <= r, rounded to
-that arithmetic first. d_l(r) >= ||y_l - f_l(x')|| over the whole ball, and g_l(r) = d_l(r) + P_l r + e_l >= ||y_l - x_l||:
+**Ball.** y_l is what the *deployed* arithmetic (u, w) computes, in any order, at any x' with ||x' - x|| <= r, rounded
+to that arithmetic first. With d_l(r) >= ||y_l - f_l(x')|| over the whole ball, g_l(r) = d_l(r) + P_l r + e_l is at
+least ||y_l - x_l||:
     d_0 = u (||x_0|| + e_0 + r) + w sqrt(n)
     affine:  d_l = c_l d_{l-1} + gamma_{k+2} (s_l + m_l g_{l-1}) + t_l
     shift:   d_l = d_{l-1} + u (||x_l|| (1 + u) + g_{l-1} + |a| sqrt(n)),
 since || |W||y| + |b| || <= s_l + || |W||y - x_{l-1}| ||. All of them are affine in r: two numbers, `at` and `slope`.
 
-**Underflow.** Results and operands below w may be read as zero: t_l = w sqrt(n) (4 (k+2) + k max|W| + sqrt(k) ||input||).
+**Underflow.** Results and operands below w may be read as zero:
+    t_l = w sqrt(n) (4 (k+2) + k max|W| + sqrt(k) ||input||).
 Layers that only compare or copy may flush too: w sqrt(n).
 
-**Head.** Logit i is off by h_i e + q_i, with h the rows, q_i >= gamma_{F+2} (|h_i||x| + |b_i|) + t; a margin z_p - z_j by
-||h_p - h_j|| e + q_p + q_j. So with z computed at the centre and K_pj = P ||h_p - h_j||:
+**Head.** Logit i is off by h_i e + q_i, with h the rows, q_i >= gamma_{F+2} (|h_i||x| + |b_i|) + t; a margin
+z_p - z_j by ||h_p - h_j|| e + q_p + q_j. So with z computed at the centre and K_pj = P ||h_p - h_j||:
     real:      z_p - z_j - (||h_p - h_j|| e + q_p + q_j) > K_pj r    proves the exact network on the ball;
     executed:  z_p - z_j - (...) - (||h_p - h_j|| d(r) + q'_p(r) + q'_j(r)) > K_pj r    proves the deployed one.
 **Overflow.** Partial sums in any order stay below 2 (s_l + m_l g_{l-1}); that must be below the largest number.

@@ -10,7 +10,6 @@ Shape letters: B batch, C channels, H height, W width, F features, K classes, L 
 
 import contextlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -19,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lipcert.layers import MinMax, Shift
+from lipcert.threads import one_thread_each
 
 _MICRO_BATCH = 64
 _COLUMN_ENTRIES = 2**21  # of one convolution's columns at a time: what still fits into a processor's cache
 AFFINE = (nn.Conv2d, nn.Linear)
-IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def run_chain(
 
     starts = range(0, len(images_BCHW), _MICRO_BATCH)
     parts = []
-    with _ieee_products(dtype, device), _one_thread_each(device) as workers:
+    with _ieee_products(dtype, device), one_thread_each(device) as workers:
         for start, part in zip(starts, workers(run, starts), strict=True):
             parts.append(part)
             if progress is not None:
@@ -137,7 +137,7 @@ class _Prepared:
             return F.pad(x, layer.padding)
         if isinstance(layer, nn.Flatten):
             return x.flatten(1)
-        if isinstance(layer, IDENTITIES):
+        if isinstance(layer, nn.Identity):
             return x
         raise TypeError(f"no forward pass for {type(layer).__name__}: a plain chain does not hold it")
 
@@ -243,19 +243,3 @@ def _check_products(dtype: torch.dtype, device: torch.device) -> None:
         raise ValueError(
             f"products of {dtype} on {device.type} are not IEEE (TF32, bfloat16 or emulation is on): certify on the CPU"
         )
-
-
-@contextlib.contextmanager
-def _one_thread_each(device: torch.device) -> Iterator[Callable[[Callable, range], Iterator]]:
-    """A `map` over micro-batches with as many workers as torch has threads, each of which computes on one thread."""
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
-        yield map
-        return
-    torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)

@@ -3,12 +3,13 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lipcert.certificate import Images, write_bundle
 from lipcert.certify import ABSTAIN, Certificates, certified_correct, certify
 from lipcert.chain import NotCertifiable
 from lipcert.config import RadiusText, Settings, parse, plain_values
@@ -28,6 +29,9 @@ class Request(Settings):
     start: int = Field(0, ge=0, description="first test image")
     count: int = Field(0, ge=0, description="number of test images; 0: all from start on")
     radii: tuple[RadiusText, ...] = Field((), description="radii to count at; none: the network's own")
+    effort: Literal["fast", "tight", "exact"] = Field("fast", description="how hard to sharpen the bounds")
+    guarantee: Literal["nominal", "real", "executed"] = Field("executed", description="what radii promise")
+    arithmetic: Literal["float64", "float32"] = Field("float64", description="what the network is run in")
 
 
 def request_from(namespace: dict[str, Any], **defaults: Any) -> Request:
@@ -47,6 +51,7 @@ class Recertified:
     radii: tuple[str, ...]
     seconds: float
     path: Path
+    bundle: Path | None
 
     @property
     def names(self) -> list[str]:
@@ -114,7 +119,8 @@ class Recertified:
 
 
 def recertify(request: Request) -> Recertified:
-    """Certify and write one row per image to `results/local/certified/`.
+    """Certify; writes one row per image to `results/local/certified/` and, for a proof, a certificate bundle to
+    `results/local/certificates/<network>/`.
 
     Raises:
         FileNotFoundError, ValueError: unknown or damaged network, or a missing data set.
@@ -134,13 +140,19 @@ def recertify(request: Request) -> Recertified:
     split = _part(data.test, name, request)
     images_NCHW = to_unit(split.images_NCHW, data.scale, torch.float64)
     began = time.monotonic()
-    certificates = certify(chain, images_NCHW)
+    certificates = certify(
+        chain, images_NCHW, effort=request.effort, guarantee=request.guarantee, arithmetic=request.arithmetic
+    )
     seconds = time.monotonic() - began
     fingerprint = tensors_sha256(chain.state_dict())[:8]
     path = local_dir() / "certified" / f"{named.stem}-{fingerprint}-{name}-{request.start}-{len(split)}.csv"
     write_radii(path, certificates, split)
     radii = request.radii or (card["radius"],)
-    return Recertified(request, chain, certificates, images_NCHW, split.labels_N, radii, seconds, path)
+    bundle = None
+    if request.guarantee != "nominal":
+        bundle = local_dir() / "certificates" / named.stem
+        write_bundle(bundle, chain, certificates, Images.of(data, split), radii)
+    return Recertified(request, chain, certificates, images_NCHW, split.labels_N, radii, seconds, path, bundle)
 
 
 def _part(test: Split, name: str, request: Request) -> Split:

@@ -84,13 +84,26 @@ class Result(_Part):
     certified_correct: int = Field(ge=0, description="images both correctly classified and certified")
 
 
+class Certified(_Part):
+    """Where the certificates of a run come from, when they were made again after it."""
+
+    command: str = Field(description="what was run")
+    commit: str | None = Field(description="git commit; null outside a repository")
+    dirty: bool | None = Field(description="lipcert/, notebooks/, pyproject.toml or constraints.txt differ from it")
+    versions: dict[str, str] = Field(description="Python and the packages that can change a number")
+    hardware: dict[str, str | int] = Field(description="device, processor, cores, threads, accelerator")
+    finished: str = Field(description="UTC time, ISO 8601")
+
+
 class Test(_Part):
     split: Literal["test", "validation"] = Field(description="which images; validation runs are never published")
     images: int = Field(ge=1, description="number of images")
     clean: int = Field(ge=0, description="correctly classified, without any perturbation")
     seconds: float = Field(ge=0, description="wall time of bounding and certifying")
     radii: str | None = Field(description="per-image label, prediction, runner-up and radius, CSV")
-    results: tuple[Result, ...] = Field(description="one entry per radius and guarantee")
+    results: tuple[Result, ...] = Field(description="one entry per radius, guarantee and arithmetic")
+    bundle: str | None = Field(None, description="folder of the certificate bundle; null when not kept")
+    certified: Certified | None = Field(None, description="null where the run itself certified; see provenance")
 
     @model_validator(mode="after")
     def _counts(self) -> "Test":
@@ -166,12 +179,15 @@ class Record(_Part):
                 raise ValueError(f"test.images={self.test.images}: must be the {self.test.split} split's {split}")
         return self
 
-    def result(self, radius: "Radius | str", guarantee: str | None = None, norm: str = "l2") -> Result | None:
+    def result(
+        self, radius: "Radius | str", guarantee: str | None = None, norm: str = "l2", arithmetic: str = "float64"
+    ) -> Result | None:
         """The result at a radius: the strongest guarantee present, or the one named (`"estimated"` only by name)."""
         order = [guarantee] if guarantee else ["executed", "real", "nominal"]
         for wanted in order:
             for result in self.test.results if self.test else ():
-                if (result.norm, result.guarantee) == (norm, wanted) and Radius(result.radius) == Radius(radius):
+                found = (result.norm, result.guarantee, result.arithmetic)
+                if found == (norm, wanted, arithmetic) and Radius(result.radius) == Radius(radius):
                     return result
         return None
 
@@ -218,7 +234,8 @@ def records_frame(where: Literal["published", "local"] = "published") -> "pandas
     """All results as a pandas DataFrame: one row per run, radius and guarantee, accuracies as fractions.
 
     Columns: id, dataset, classes, family, depth, width, parameters, loss, seed, images_trained, split, images, clean,
-    norm, radius (text), radius_float, guarantee, certified_correct, vra, lipschitz_upper, lipschitz_estimate.
+    norm, radius (text), radius_float, guarantee, arithmetic, effort, certified_correct, vra, lipschitz_upper,
+    lipschitz_estimate.
     """
     import pandas
 
@@ -233,7 +250,8 @@ def records_frame(where: Literal["published", "local"] = "published") -> "pandas
                     "seed": record.provenance.seed, "images_trained": record.training.images,
                     "split": record.test.split, "images": record.test.images, "clean": record.clean_accuracy(),
                     "norm": result.norm, "radius": result.radius, "radius_float": float(Radius(result.radius)),
-                    "guarantee": result.guarantee, "certified_correct": result.certified_correct,
+                    "guarantee": result.guarantee, "arithmetic": result.arithmetic,
+                    "effort": result.effort, "certified_correct": result.certified_correct,
                     "vra": result.certified_correct / record.test.images,
                     "lipschitz_upper": record.bounds.upper, "lipschitz_estimate": record.bounds.estimate,
                 }
@@ -286,21 +304,26 @@ def publish(run: str, model: str | None = None) -> Path:
         raise RecordError(
             f"run {record.id} was measured on the {record.test.split} split: publish a run on the test set"
         )
-    if record.provenance.dirty is not False:
-        raise RecordError(
-            f"run {record.id} has dirty={record.provenance.dirty}: commit the code, run again, then publish"
-        )
+    for part in (record.provenance, record.test.certified):
+        if part is not None and part.dirty is not False:
+            raise RecordError(f"run {record.id} has dirty={part.dirty}: commit the code, run again, then publish")
     for name in (record.training.curve, record.test.radii):
         if name:
             target = results_dir() / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, target)
-    shipped = None
+    shipped = bundle = None
     if model is not None:
+        if record.test.bundle:
+            bundle = f"certificates/{model}"
+            shutil.copytree(folder / record.test.bundle, results_dir() / bundle, dirs_exist_ok=True)
         shipped = f"models/{model}.safetensors"
         source, target = folder / record.model.file, results_dir() / shipped
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         shutil.copyfile(source.with_suffix(".json"), target.with_suffix(".json"))
-    kept = record.model.model_copy(update={"file": shipped})
-    return write_record(record.model_copy(update={"model": kept}), results_dir())
+    kept = {
+        "model": record.model.model_copy(update={"file": shipped}),
+        "test": record.test.model_copy(update={"bundle": bundle}),
+    }
+    return write_record(record.model_copy(update=kept), results_dir())

@@ -320,6 +320,11 @@ def with_layer(layer):
     return nn.Sequential(net[0], net[1], layer, net[2]).eval()
 
 
+def in_training(net):
+    net[2].train()
+    return net
+
+
 def hooked(place, kind="register_forward_pre_hook"):
     net = identity_net()
     target = net if place is None else net[place]
@@ -366,7 +371,7 @@ REFUSALS = {
     "BatchNorm": lambda: certify(with_layer(nn.BatchNorm1d(2)), grey()),
     "BatchNorm on images": lambda: certify(nn.Sequential(nn.BatchNorm2d(1), *identity_net()).eval(), grey()),
     "LayerNorm": lambda: certify(with_layer(nn.LayerNorm(2)), grey()),
-    "Dropout": lambda: certify(with_layer(nn.Dropout()), grey()),
+    "Dropout in training mode": lambda: certify(in_training(with_layer(nn.Dropout())), grey()),
     "Softmax": lambda: certify(with_layer(nn.Softmax(1)), grey()),
     "GELU": lambda: certify(with_layer(nn.GELU()), grey()),
     "LeakyReLU": lambda: certify(with_layer(nn.LeakyReLU(3.0)), grey()),
@@ -426,7 +431,6 @@ REFUSALS = {
         grey(),
         arithmetic="float32",
     ),
-    "effort tight": lambda: certify(identity_net(), grey(), effort="tight"),
     "effort unknown": lambda: certify(identity_net(), grey(), effort="hard"),
     "reflecting convolution": lambda: certify(
         nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), nn.Flatten(), nn.Linear(16, 2)).eval(),

@@ -1,7 +1,7 @@
 """Proven upper bound on the norm of |A|: the layer with every weight replaced by its magnitude.
 
-Rounding errors of a forward pass grow with |A||x|, not with Ax, so that norm decides how much an error bound at an image
-changes over the ball around it.
+Rounding errors of a forward pass grow with |A||x|, not with Ax, so that norm decides how much an error bound at an
+image changes over the ball around it.
 
 Lemma. Let S hold, for every output channel and every input channel and phase of the stride, the sum of the |weights| of
 its taps. Then || |A| || <= ||S||, whatever the size of the input, for zero padding and circular padding.
@@ -10,7 +10,7 @@ are those of M(theta) = sum_b |K_b| e^{i theta b}; entry by entry |M(theta)| <= 
 norm of a matrix that dominates its magnitudes. A dense layer is one tap. QED
 
 Lemma (Collatz-Wielandt). For S >= 0 and any z > 0, ||S||^2 <= max_i (S^T S z)_i / z_i.
-Proof. ||S||^2 is the spectral radius of S^T S >= 0, at most its norm in the weighted maximum norm max_i |x_i| / z_i. QED
+Proof. ||S||^2 is the spectral radius of S^T S >= 0, at most its norm for the weighted maximum norm max |x_i| / z_i. QED
 
 *Rounding.* Every number is a sum of products of non-negative terms: the computed S, S z and S^T (S z) are at least
 (1 - gamma) of the true ones with the gamma of their lengths, less what underflows; entries are scaled to about 1 and

@@ -41,6 +41,8 @@ class Split:
 class Dataset:
     """A data set, verified and split. Pixels in [0, 1] are `to_unit(images, scale)`.
 
+    `class_ids`: the ids kept, ascending, in the numbering of the whole set; label i stands for the i-th of them.
+
     `sha256` covers every pixel, label and index of the three splits and the choice that made them, so a record that
     quotes it pins exactly what was used.
     """
@@ -51,6 +53,7 @@ class Dataset:
     test: Split
     classes: int
     class_names: tuple[str, ...]
+    class_ids: tuple[int, ...]
     scale: int
     shape: tuple[int, int, int]
     sha256: str
@@ -100,6 +103,7 @@ def load_dataset(
         test=test,
         classes=len(class_ids),
         class_names=tuple(source.class_names[i] for i in class_ids),
+        class_ids=class_ids,
         scale=facts.scale,
         shape=facts.shape,
         sha256=_hash((train, held_out, test), {"name": name, "scale": facts.scale, "class_ids": class_ids}),

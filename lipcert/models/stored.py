@@ -60,16 +60,28 @@ def save_network(chain: nn.Sequential, path: Path, card: dict[str, Any]) -> None
         card: JSON-able facts a user needs: data set, input shape, class names, pixel scale, radius, run id.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # channels-last kernels are strided views; the file holds plain row-major tensors
-    tensors = {key: value.detach().float().cpu().contiguous() for key, value in chain.state_dict().items()}
     partial = path.with_suffix(".partial")
-    plan = json.dumps(geometry(chain))
-    save_file(tensors, partial, metadata={"geometry": plan})
     # In the card: two keys of metadata come in a random order, and equal networks should be equal files.
-    card = card | {"file_sha256": _digest(plan, tensors)}
+    card = card | {"file_sha256": write_chain(chain, partial)}
     os.replace(partial, path)
     partial.write_text(json.dumps(card, indent=1) + "\n")
     os.replace(partial, path.with_suffix(".json"))
+
+
+def write_chain(chain: nn.Sequential, path: Path) -> str:
+    """Write the chain alone, geometry in the metadata, weights as float32; returns its digest.
+
+    Raises:
+        ValueError: weights that float32 cannot hold: the file would be another network.
+    """
+    # channels-last kernels are strided views; the file holds plain row-major tensors
+    tensors = {key: value.detach().float().cpu().contiguous() for key, value in chain.state_dict().items()}
+    for key, value in chain.state_dict().items():
+        if not torch.equal(tensors[key].to(value.dtype), value.cpu()):
+            raise ValueError(f"{key} holds numbers that float32 cannot: convert the network with .float() first")
+    plan = json.dumps(geometry(chain))
+    save_file(tensors, path, metadata={"geometry": plan})
+    return _digest(plan, tensors)
 
 
 def _digest(plan: str, tensors: dict[str, torch.Tensor]) -> str:
