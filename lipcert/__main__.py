@@ -1,4 +1,4 @@
-"""`lipcert train | certify | verify | runs | params`: thin, over the same functions that the notebooks call."""
+"""`lipcert train | certify | verify | attack | bench | runs ...`: thin, over the functions that the notebooks call."""
 
 import argparse
 import sys
@@ -68,6 +68,21 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--data", metavar="DIR", help="folder of the data sets (default: LIPCERT_DATA, else data/)")
     verify.add_argument("--bounds-only", action="store_true", help="leave the images out; the exit code is then 3")
     verify.set_defaults(run=_verify)
+
+    attack = commands.add_parser("attack", help="try to refute the certificates of a stored network")
+    attack.add_argument("model", metavar="MODEL", help="as for certify")
+    attack.add_argument("--count", type=int, default=0, help="images for the quick attack; 0: all (default)")
+    attack.add_argument("--strong", type=int, default=100, help="images for the strong attacks (default 100)")
+    attack.set_defaults(run=_attack)
+
+    bench = commands.add_parser("bench", help="test a certifier, lipcert's own or yours, on known truth")
+    bench.add_argument("--certify", metavar="MODULE:FUNCTION", help="(model, images) -> (prediction, radius)")
+    bench.add_argument("--bound", metavar="MODULE:FUNCTION", help="(layer, input shape) -> upper bound on its norm")
+    bench.add_argument("--cases", type=int, default=40, help="of each family (default 40)")
+    bench.add_argument("--seed", type=int, default=0)
+    bench.add_argument("--guarantee", default=None, choices=("nominal", "real", "executed"), help="what yours promises")
+    bench.add_argument("--arithmetic", default="float64", choices=("float64", "float32"))
+    bench.set_defaults(run=_bench)
 
     runs = commands.add_parser("runs", help="list, show and publish run records").add_subparsers(required=True)
     listing = runs.add_parser("list", help="all runs, yours and the published ones")
@@ -139,6 +154,21 @@ def _runs_certify(options: argparse.Namespace) -> int:
     from lipcert.commands import certify_run
 
     return certify_run(options.id, options.effort)
+
+
+def _attack(options: argparse.Namespace) -> int:
+    from lipcert.attack import run
+
+    found, path = run(options.model, options.count, options.strong)
+    print(path)
+    return 1 if found.violations else 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from lipcert.commands import bench_certifier
+
+    names = ("certify", "bound", "cases", "seed", "guarantee", "arithmetic")
+    return bench_certifier(**{name: getattr(options, name) for name in names})
 
 
 def _runs_list(options: argparse.Namespace) -> int:

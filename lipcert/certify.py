@@ -4,6 +4,7 @@ Shape letters: B images, K classes, C H W image, F features. Bounds come from `l
 power method; the forward pass from `lipcert.forward`, its rounding errors from `lipcert.deviation`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ GUARANTEES = ("nominal", "real", "executed")  # from the weakest to the stronges
 _UP = 1 + 2.0**-45  # above the exact value after fewer than 100 operations on non-negative numbers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Certificates:
     """What is promised for each image: no perturbation of l2 norm at most `radius_B` changes `prediction_B`.
 
@@ -33,7 +34,7 @@ class Certificates:
             that rounding errors could have made.
         radius_B: (B,) float64, proven, rounded down, 0 where abstaining; in units of the input tensor.
         runner_up_B: (B,) int64; the class that limits the radius, -1 where abstaining.
-        logits_BK: (B, K) float64. estimated_radius_B: what the power method would have claimed; never a certificate.
+        logits_BK: (B, K) float64.
         bounds: the constants behind the radii.
         norm, method, effort, guarantee, arithmetic: what was asked and delivered.
     """
@@ -42,7 +43,6 @@ class Certificates:
     radius_B: Tensor
     runner_up_B: Tensor
     logits_BK: Tensor
-    estimated_radius_B: Tensor
     bounds: ChainBounds
     norm: str = "l2"
     method: str = "margin"
@@ -52,6 +52,11 @@ class Certificates:
 
     def __len__(self) -> int:
         return len(self.prediction_B)
+
+    @functools.cached_property
+    def estimated_radius_B(self) -> Tensor:
+        """(B,) float64: what the power method would have claimed, for comparison; never a certificate."""
+        return margin_radius(self.logits_BK, self.bounds.margin_estimate_KK)[1]
 
 
 def certify(
@@ -151,8 +156,7 @@ def _certificates(
     prediction_B, radius_B, runner_up_B = (
         torch.where(sound_B, result, empty) for result, empty in zip(results, (ABSTAIN, 0.0, ABSTAIN), strict=True)
     )
-    estimated_B = margin_radius(logits_BK, bounds.margin_estimate_KK)[1]
-    found = (prediction_B, radius_B, runner_up_B, logits_BK, estimated_B, bounds)
+    found = (prediction_B, radius_B, runner_up_B, logits_BK, bounds)
     return Certificates(*found, guarantee=guarantee, arithmetic=arithmetic, **asked)
 
 

@@ -4,11 +4,12 @@ Shape letters: K classes, C H W image, F features.
 """
 
 import copy
+import functools
 import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import torch
@@ -40,30 +41,55 @@ class LayerBound:
     name: str
     kind: str
     enclosure: Enclosure
-    estimate: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ChainBounds:
-    """Constants of a plain chain. `upper` and `lower` are proven products over the backbone, `estimate` is not.
+    """Constants of a plain chain. `upper` and `lower` are proven products over the backbone.
 
     `margin_lipschitz_KK` is rounded up: no margin z_i - z_j shrinks faster than K_ij per unit of l2 distance.
     `lower` is the product of the layers' lower ends; the chain's own constant may be smaller than that product.
     `distances_KK` are the head's |w_i - w_j|, rounded up. `plan` is what rounding errors are bounded from.
     `proven_for` identifies the layers, weights and input shape, so that bounds serve no other chain.
+
+    `estimates`, `estimate` and `margin_estimate_KK` are what the power method says, for comparison only; it is run when
+    one of them is first asked for.
     """
 
     layers: tuple[LayerBound, ...]
     plan: tuple[Step, ...]
     lower: float
     upper: float
-    estimate: float
     distances_KK: Tensor
     margin_lipschitz_KK: Tensor
-    margin_estimate_KK: Tensor
     input_shape: tuple[int, ...]
     effort: str
     proven_for: str
+    chain: nn.Sequential = field(repr=False)
+
+    @functools.cached_property
+    def estimates(self) -> tuple[float, ...]:
+        """Norm of each layer of the backbone by the power method: 500 steps from noise, as public codes do."""
+
+        def estimate(place: tuple[nn.Module, Step]) -> float:
+            layer, step = place
+            return float(norm_estimate(layer, step.input_shape, steps=_ESTIMATE_STEPS)) if step.affine else 1.0
+
+        # In float64, so that what is missing to the bound is the power method's own doing.
+        double = copy.deepcopy(self.chain).double()
+        with one_thread_each(double[-1].weight.device) as workers:
+            return tuple(workers(estimate, list(zip(double, self.plan, strict=True))[:-1]))
+
+    @property
+    def estimate(self) -> float:
+        """Product of the estimates."""
+        return math.prod(self.estimates)
+
+    @functools.cached_property
+    def margin_estimate_KK(self) -> Tensor:
+        """The margin constants as the power method would have them."""
+        rows_KF = self.chain[-1].weight.detach().double().cpu()
+        return self.estimate * torch.cdist(rows_KF, rows_KF, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def plain_chain(model: nn.Module) -> nn.Sequential:
@@ -124,7 +150,7 @@ def layers_of(chain: nn.Sequential) -> list[tuple[str, nn.Module]]:
 
 @torch.no_grad()
 def chain_bounds(chain: nn.Sequential, input_shape: tuple[int, ...], effort: str = "fast") -> ChainBounds:
-    """Proven constants of a plain chain for inputs of this shape (C, H, W), with the power method's beside them.
+    """Proven constants of a plain chain for inputs of this shape (C, H, W). Layers are shared out over torch's threads.
 
     Raises:
         TypeError: a layer without a bound (named, with its place) or a last layer that is not nn.Linear.
@@ -153,42 +179,33 @@ def chain_bounds(chain: nn.Sequential, input_shape: tuple[int, ...], effort: str
         layers = list(workers(lambda place: _layer_bound(*place, effort), places))
     upper = round_up(math.prod((Fraction(b.enclosure.upper) for b in layers), start=Fraction(1)))
     lower = round_down(math.prod((Fraction(b.enclosure.lower) for b in layers), start=Fraction(1)))
-    estimate = math.prod(b.estimate for b in layers)
     distances_KK = _distances_up(head.weight)
     off_diagonal = ~torch.eye(head.out_features, dtype=torch.bool)
-    margin_KK = torch.where(off_diagonal, _step_up(distances_KK * upper), 0.0)
-    rows_KF = head.weight.detach().double().cpu()
-    estimate_KK = estimate * torch.cdist(rows_KF, rows_KF, compute_mode="donot_use_mm_for_euclid_dist")
-    proven_for = fingerprint(chain, tuple(input_shape))
-    plan = tuple(steps(chain, tuple(input_shape), [bound.enclosure.upper for bound in layers]))
     return ChainBounds(
-        tuple(layers),
-        plan,
-        lower,
-        upper,
-        estimate,
-        distances_KK,
-        margin_KK,
-        estimate_KK,
-        tuple(input_shape),
-        effort,
-        proven_for,
+        layers=tuple(layers),
+        plan=tuple(steps(chain, tuple(input_shape), [bound.enclosure.upper for bound in layers])),
+        lower=lower,
+        upper=upper,
+        distances_KK=distances_KK,
+        margin_lipschitz_KK=torch.where(off_diagonal, _step_up(distances_KK * upper), 0.0),
+        input_shape=tuple(input_shape),
+        effort=effort,
+        proven_for=fingerprint(chain, tuple(input_shape)),
+        chain=copy.deepcopy(chain),
     )
 
 
 def _layer_bound(name: str, layer: nn.Module, shape: tuple[int, ...], effort: str) -> LayerBound:
     kind = type(layer).__name__
     if type(layer) in _ONE_LIPSCHITZ:
-        return LayerBound(name, kind, Enclosure(1.0, 1.0, "1-Lipschitz"), 1.0)
+        return LayerBound(name, kind, Enclosure(1.0, 1.0, "1-Lipschitz"))
     try:
         enclosure = norm_bound(layer, shape, effort=effort)
-        # In float64, so that what is missing to the bound is the power method's own doing.
-        estimate = float(norm_estimate(copy.deepcopy(layer).double(), shape, steps=_ESTIMATE_STEPS))
     except (TypeError, ValueError) as error:
         raise type(error)(f"layer {name!r}: {error}") from error
     if not math.isfinite(enclosure.upper):
         raise NotCertifiable(f"layer {name!r}: its norm is too large for float64; scale the weights")
-    return LayerBound(name, kind, enclosure, estimate)
+    return LayerBound(name, kind, enclosure)
 
 
 def _check_layer(name: str, layer: nn.Module, shape: tuple[int, ...]) -> None:

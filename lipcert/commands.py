@@ -1,9 +1,14 @@
 """What the command line prints: certificates of single images, lists of runs."""
 
+import functools
 import sys
+from typing import TYPE_CHECKING
 
 from lipcert.paths import local_dir
 from lipcert.records import Record, RecordError, find_record, load_records
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def certify_images(request: dict[str, object]) -> int:
@@ -42,6 +47,35 @@ def certify_run(run: str, effort: str) -> int:
     print(run_sentence(path))
     print(path)
     return 0
+
+
+def bench_certifier(
+    certify: str | None, bound: str | None, cases: int, seed: int, guarantee: str | None, arithmetic: str
+) -> int:
+    """Run the test bench on the named functions, or on lipcert's own; 1 if anything claimed was contradicted."""
+    from lipcert.bench.run import load_target, run_bench
+
+    if certify or bound:
+        targets = [load_target(name) if name else None for name in (bound, certify)]
+    else:
+        guarantee = guarantee or "executed"
+        targets = [_own_bound, functools.partial(_own_certify, guarantee=guarantee, arithmetic=arithmetic)]
+    report = run_bench(*targets, cases, seed, guarantee or "nominal", arithmetic)
+    print(report.table())
+    return 0 if report.sound else 1
+
+
+def _own_bound(layer: "nn.Module", input_shape: tuple[int, ...]) -> float:
+    from lipcert.bounds import norm_bound
+
+    return norm_bound(layer, input_shape).upper
+
+
+def _own_certify(model: "nn.Module", images_BCHW: "Tensor", guarantee: str, arithmetic: str) -> "tuple[Tensor, Tensor]":
+    from lipcert.certify import certify
+
+    result = certify(model, images_BCHW, guarantee=guarantee, arithmetic=arithmetic)
+    return result.prediction_B, result.radius_B
 
 
 def list_runs() -> int:

@@ -61,7 +61,7 @@ _LOST = 2.0**-900
 class Step:
     """What the recursion needs to know of one layer; floats are rounded up.
 
-    norm: c_l. magnitude: m_l. bias: norm of |b| over all outputs. terms: k. inputs, outputs: numbers of entries.
+    norm: c_l. magnitude: m_l. bias: norm of |b| over all outputs. terms: k. outputs: number of entries.
     weight: largest |weight|. shift: |a|, the constant that a `Shift` subtracts.
     """
 
@@ -70,10 +70,15 @@ class Step:
     magnitude: float = 1.0
     bias: float = 0.0
     terms: int = 0
-    inputs: int = 1
+    input_shape: tuple[int, ...] = ()
     outputs: int = 1
     weight: float = 0.0
     shift: float | None = None
+
+    @property
+    def inputs(self) -> int:
+        """Number of entries of the input."""
+        return math.prod(self.input_shape)
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def steps(chain: nn.Sequential, input_shape: tuple[int, ...], norms: list[float]
     found, shape = [], tuple(input_shape)
     for layer, norm in zip(chain, [*norms, 1.0], strict=True):
         after = output_shape(layer, shape)
-        sizes = {"inputs": math.prod(shape), "outputs": math.prod(after)}
+        sizes = {"input_shape": shape, "outputs": math.prod(after)}
         if isinstance(layer, AFFINE):
             weight = layer.weight.detach().double().abs().cpu()
             positions = math.prod(after[1:])

@@ -202,10 +202,10 @@ def bounds_part(certificates: Certificates) -> records.Bounds:
     bounds = certificates.bounds
     layers = tuple(
         records.Layer(
-            name=b.name, kind=b.kind, lower=b.enclosure.lower, upper=b.enclosure.upper, estimate=b.estimate,
+            name=b.name, kind=b.kind, lower=b.enclosure.lower, upper=b.enclosure.upper, estimate=estimate,
             method=b.enclosure.method,
         )
-        for b in bounds.layers
+        for b, estimate in zip(bounds.layers, bounds.estimates, strict=True)
     )  # fmt: skip
     return records.Bounds(
         effort=certificates.effort, estimate=bounds.estimate, upper=bounds.upper, lower=bounds.lower, layers=layers

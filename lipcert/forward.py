@@ -22,6 +22,9 @@ from lipcert.threads import one_thread_each
 
 _MICRO_BATCH = 64
 _COLUMN_ENTRIES = 2**21  # of one convolution's columns at a time: what still fits into a processor's cache
+# Rows of products are filled up to a multiple of 128 bytes: BLAS takes other paths, with other last bits, for rows that
+# begin at odd addresses, so the bits of an image would depend on its place in the micro-batch.
+_ALIGNED = 16
 AFFINE = (nn.Conv2d, nn.Linear)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -169,18 +172,28 @@ def _norm(x: Tensor) -> Tensor:
 def affine(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The layer's geometry with these weights: one conventional matrix product, then the bias."""
     if isinstance(layer, nn.Linear):
-        out = x @ weight.T
+        margin = -weight.shape[1] % _ALIGNED
+        out = _filled(x, 0, margin) @ _filled(weight, 0, margin).T
         return out if bias is None else out + bias
     x, (high, wide) = _padded(layer, x)
     groups, outs = layer.groups, len(weight) // layer.groups
     matrix_GOI = weight.reshape(groups, outs, -1)
+    matrix_GOI = _filled(matrix_GOI, 0, -matrix_GOI.shape[-1] % _ALIGNED)
     entries = matrix_GOI.shape[-1] * groups * high * wide
     parts = []
-    for images in x.split(max(1, _COLUMN_ENTRIES // entries)):
+    # A power of two divides the micro-batch, so that every part has the same size.
+    for images in x.split(2 ** max(0, (_COLUMN_ENTRIES // entries).bit_length() - 1)):
         columns = _columns(layer, images, high, wide).reshape(len(images), groups, -1, high * wide)
-        parts.append((matrix_GOI @ columns).reshape(len(images), groups * outs, high, wide))
+        below, right = matrix_GOI.shape[-1] - columns.shape[2], -columns.shape[3] % _ALIGNED
+        product = matrix_GOI @ _filled(columns, 0, right, 0, below)
+        parts.append(product[..., : high * wide].reshape(len(images), groups * outs, high, wide))
     out = torch.cat(parts) if len(parts) > 1 else parts[0]
     return out if bias is None else out.add_(bias[:, None, None])
+
+
+def _filled(x: Tensor, *margins: int) -> Tensor:
+    """Zero-padded, without a copy where there is nothing to pad."""
+    return F.pad(x, margins) if any(margins) else x
 
 
 def _padded(layer: nn.Conv2d, x: Tensor) -> tuple[Tensor, tuple[int, int]]:

@@ -109,8 +109,8 @@ class Recertified:
         """Constants of the backbone, layer by layer; factors of exactly 1 are left out."""
         bounds = self.certificates.bounds
         rows = [
-            (b.name, down(b.enclosure.lower, 6), f"{b.estimate:.6f}", up(b.enclosure.upper, 6), b.enclosure.method)
-            for b in bounds.layers
+            (b.name, down(b.enclosure.lower, 6), f"{estimate:.6f}", up(b.enclosure.upper, 6), b.enclosure.method)
+            for b, estimate in zip(bounds.layers, bounds.estimates, strict=True)
             if b.enclosure.method != "1-Lipschitz"
         ]
         rows.append(("**product**", down(bounds.lower), f"{bounds.estimate:.4f}", up(bounds.upper), ""))

@@ -1,32 +1,41 @@
 """norm_bound against independent truth: exact integers where matrices are small, LAPACK elsewhere, no tolerance.
 
-Every convolution is bounded twice, as one matrix and on the torus (small ones would otherwise never reach the torus).
+Every convolution is bounded three times: as one matrix, on the torus and as a band (small ones would otherwise reach
+neither). LIPCERT_CASES=100000 pytest tests/test_bounds.py -k random   runs more than the usual random cases.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import os
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 from torch import nn
-from truth import assert_encloses, layer_matrix
+from truth import assert_encloses, layer_matrix, norm_is_below
 
-from lipcert.bounds import Enclosure, norm_bound
+from lipcert.bounds import Enclosure, banded, norm_bound
 from lipcert.bounds import enclosure as bounds
+from lipcert.bounds.defect import defect_bound
+from lipcert.bounds.rounding import TorchArithmetic
 
-PATHS = ["matrix", "torus"]
+PATHS = {"matrix": "fast", "torus": "fast", "banded": "tight"}
+CASES_AT_RANDOM = int(os.environ.get("LIPCERT_CASES", "2100"))
+
+
+def take(path: str, monkeypatch) -> None:
+    """Send small convolutions down a path meant for large ones; bands get blocks of few unknowns."""
+    monkeypatch.setattr(bounds, "_MATRIX_ENTRIES", 1024**2 if path == "matrix" else 0)
+    monkeypatch.setattr(banded, "_BLOCK_SIZES", (4, 4))
 
 
 @pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
-    if request.param == "torus":
-        monkeypatch.setattr(bounds, "_MATRIX_ENTRIES", 0)
+    take(request.param, monkeypatch)
     return request.param
 
 
@@ -35,11 +44,14 @@ def conv(*arguments, seed=0, **settings_of_layer) -> nn.Conv2d:
     return nn.Conv2d(*arguments, **settings_of_layer, bias=False)
 
 
-def check(layer, shape, excess=0.5) -> Enclosure:
-    enclosure = norm_bound(layer, shape)
+def check(layer, shape, excess=0.5, path="matrix") -> Enclosure:
+    enclosure = norm_bound(layer, shape, effort=PATHS[path])
     matrix = layer_matrix(layer, shape)
     assert_encloses(matrix, enclosure.lower, enclosure.upper)
     assert enclosure.upper <= np.linalg.norm(matrix, 2) * (1 + excess)
+    stretched = np.linalg.norm(matrix @ enclosure.vector.double().flatten().numpy())
+    assert enclosure.vector.shape == shape and enclosure.vector.dtype == torch.float32
+    assert enclosure.lower == pytest.approx(stretched / enclosure.vector.double().norm().item(), rel=1e-12)
     return enclosure
 
 
@@ -91,14 +103,17 @@ def test_truth_helper_agrees_with_torch(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_geometry_is_enclosed(name, path):
+    if path == "banded" and name == "circular unpadded":
+        pytest.skip("refused, see test_banded")
     # The torus is meant for images much larger than the kernel: here it is loose, and only has to be right.
-    check(*CASES[name], excess=2e-9 if path == "matrix" and "circular" not in name else 3.0)
+    check(*CASES[name], excess=2e-9 if path != "torus" and "circular" not in name else 3.0, path=path)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (5, 9), (9, 5), (12, 12)])
 def test_dense_is_tight(shape):
     torch.manual_seed(2)
-    assert check(nn.Linear(*shape), shape[:1], excess=2e-9).method == "matrix"
+    method = check(nn.Linear(*shape), shape[:1], excess=2e-9).method
+    assert method == ("defect" if 1 in shape else "matrix")  # one row is orthogonal to nothing else
 
 
 @pytest.mark.parametrize("shape", [(300, 120), (90, 257), (512, 512)])
@@ -146,7 +161,8 @@ def test_trained_like_layers_are_tight():
 @pytest.mark.parametrize("name", ["5x5 s2 p2", "k4 s2 p1 odd", "groups", "circular", "dilation", "few outputs"])
 def test_lower_end_is_close(name, path):
     layer, shape = {**CASES, "few outputs": (conv(4, 1, 3, stride=3, dilation=2), (4, 9, 10))}[name]
-    assert norm_bound(layer, shape).lower >= np.linalg.norm(layer_matrix(layer, shape), 2) * (1 - 1e-3)
+    lower = norm_bound(layer, shape, effort=PATHS[path]).lower
+    assert lower >= np.linalg.norm(layer_matrix(layer, shape), 2) * (1 - (1e-3 if path == "torus" else 1e-9))
 
 
 # What the error terms are for
@@ -200,20 +216,41 @@ def test_zero_weights():
 @pytest.mark.parametrize("name", ["3x3 s2 p1", "circular", "1x1"])
 def test_powers_of_two_scale_exactly(name, power, path):
     layer, shape = CASES[name]
-    plain = norm_bound(layer, shape)
+    plain = norm_bound(layer, shape, effort=PATHS[path])
     scaled = copy.deepcopy(layer)
     scaled.weight.data = layer.weight.data.double() * 2.0**power
-    assert norm_bound(scaled, shape) == Enclosure(plain.lower * 2.0**power, plain.upper * 2.0**power, plain.method)
+    expected = Enclosure(plain.lower * 2.0**power, plain.upper * 2.0**power, plain.method)
+    found = norm_bound(scaled, shape, effort=PATHS[path])
+    assert found == expected and torch.equal(found.vector, plain.vector)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 2)])
 def test_the_smallest_images(shape, path):
-    check(conv(1, 1, 3, padding=1), shape, excess=10.0)
+    check(conv(1, 1, 3, padding=1), shape, excess=10.0, path=path)
 
 
-def test_the_same_bytes_every_time():
-    layer, shape = CASES["k4 s2 p1 odd"]
-    assert norm_bound(layer, shape) == norm_bound(layer, shape)
+@pytest.mark.parametrize("name", ["k4 s2 p1 odd", "1x1"])
+def test_the_same_bytes_every_time(name, path):
+    layer, shape = CASES[name]
+    first, second = (norm_bound(layer, shape, effort=PATHS[path]) for _ in range(2))
+    assert first == second and torch.equal(first.vector, second.vector)
+
+
+def test_the_same_bytes_for_many_equal_singular_values():
+    layer = dense(3.0 * torch.eye(200))
+    first, second = (norm_bound(layer, (200,)) for _ in range(2))
+    assert first == second and torch.equal(first.vector, second.vector)
+
+
+@pytest.mark.parametrize("shape", [(130, 130), (40, 200), (200, 40)])
+def test_orthogonal_matrices_are_bounded_by_their_defect(shape):
+    torch.manual_seed(0)
+    layer = dense(3.0 * torch.eye(*shape)[:, torch.randperm(shape[1])])
+    enclosure = check(layer, (shape[1],), excess=1e-13)
+    assert enclosure.method == "defect"
+    nearly = dense(torch.linalg.qr(torch.randn(*max((shape, shape[::-1])), dtype=torch.float64))[0].float())
+    assert 0 < defect_bound(nearly.weight.double()[None], TorchArithmetic()) - 1 < 1e-4
+    assert check(nearly, (nearly.in_features,), excess=2e-9).method == "matrix"
 
 
 def test_callers_modes_change_nothing():
@@ -234,58 +271,91 @@ def test_adjoint_has_the_same_norm():
     assert first.lower <= second.upper and second.lower <= first.upper
 
 
-# Random geometries
+# Random layers: `fast` on both its paths and `tight` as a band, so three cases a layer
 
-sizes = st.integers(1, 6)
-geometries = st.fixed_dictionaries(
-    {
-        "outs": st.integers(1, 3),
-        "ins": st.integers(1, 2),
-        "groups": st.integers(1, 2),
-        "kernel": st.tuples(st.integers(1, 4), st.integers(1, 4)),
-        "stride": st.tuples(st.integers(1, 3), st.integers(1, 3)),
-        "padding": st.tuples(st.integers(0, 3), st.integers(0, 3)),
-        "dilation": st.tuples(st.integers(1, 2), st.integers(1, 2)),
-        "size": st.tuples(sizes, sizes),
-        "power": st.sampled_from([0, -40, -600, 500]),
-        "positive": st.booleans(),
-        "seed": st.integers(0, 10**6),
-    }
-)
+FAMILIES = ("random", "positive", "delta", "tiny", "difference", "nyquist", "small", "circular")
 
 
-def check_geometry(case, monkeypatch):
-    for axis in range(2):
-        assume(case["size"][axis] + 2 * case["padding"][axis] > case["dilation"][axis] * (case["kernel"][axis] - 1))
-    groups = case["groups"]
-    geometry = (case["kernel"], case["stride"], case["padding"], case["dilation"])
-    layer = nn.Conv2d(case["ins"] * groups, case["outs"] * groups, *geometry, groups, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(case["seed"])
-    weight = torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64) * 2.0 ** case["power"]
-    layer.weight.data = weight.abs() if case["positive"] else weight
-    shape = (case["ins"] * groups, *case["size"])
-    matrix = layer_matrix(layer, shape) * 2.0 ** -case["power"]
-    for entries in (1024**2, 0):
-        monkeypatch.setattr(bounds, "_MATRIX_ENTRIES", entries)
-        enclosure = norm_bound(layer, shape)
-        ends = (end * 2.0 ** -case["power"] for end in (enclosure.lower, enclosure.upper))
-        assert_encloses(matrix, *ends)
+def random_layer(seed: int) -> tuple[nn.Conv2d, tuple[int, int, int], int]:
+    """A layer, the shape of its input and the power of two its weights were multiplied by."""
+    numbers = np.random.default_rng(seed)
+    family = FAMILIES[seed % len(FAMILIES)]
+    while True:
+        kernel, stride, padding, dilation, size = (numbers.integers(1, top, 2) for top in (5, 4, 4, 3, 7))
+        padding, groups = padding - 1, int(numbers.integers(1, 3))
+        if family == "small":
+            size = (size + 1) // 2
+        outs, ins = (int(numbers.integers(1, top)) * groups for top in (4, 3))
+        outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        fits = bool((outputs >= 1).all())
+        if family == "circular":
+            fits &= bool((size % stride == 0).all() and (outputs == size // stride).all() and (padding <= size).all())
+        if fits:
+            break
+    geometry = [tuple(map(int, pair)) for pair in (kernel, stride, padding, dilation)]
+    mode = "circular" if family == "circular" else "zeros"
+    layer = nn.Conv2d(ins, outs, *geometry, groups, False, mode, dtype=torch.float64)
+    weight = numbers.standard_normal(layer.weight.shape)
+    if family == "positive":
+        weight = np.abs(weight)
+    elif family == "delta":
+        place = tuple(int(numbers.integers(top)) for top in weight.shape[1:])
+        weight = np.zeros_like(weight)
+        weight[(slice(None), *place)] = 1.0
+    elif family == "difference":  # of two inputs: orthogonal to a start vector of ones
+        weight = 0.1 * weight
+        weight.reshape(len(weight), -1)[:, :2] = (5.0, -5.0)[: weight[0].size]
+    elif family == "nyquist":
+        weight = np.abs(weight) * np.where(np.indices(weight.shape[2:]).sum(axis=0) % 2, -1.0, 1.0)
+    power = {"tiny": -44, "random": int(numbers.choice([0, -600, 500]))}.get(family, 0)
+    layer.weight.data = torch.from_numpy(weight) * 2.0**power
+    return layer, (ins, int(size[0]), int(size[1])), power
 
 
-@pytest.fixture(scope="module")
-def module_monkeypatch():
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
+def relatives(layer: nn.Conv2d, shape: tuple[int, int, int]) -> Iterator[tuple[nn.Conv2d, tuple[int, int, int]]]:
+    """Layers of the same norm: outputs in another order, mirrored, transposed, as far as the geometry allows."""
+    mixed = copy.deepcopy(layer)
+    mixed.weight.data = layer.weight.data.unflatten(0, (layer.groups, -1)).flip(0, 1).flatten(0, 1)
+    yield mixed, shape
+    if layer.stride == (1, 1) and layer.padding_mode == "zeros":
+        mirrored = copy.deepcopy(layer)
+        mirrored.weight.data = layer.weight.data.flip(2, 3)
+        yield mirrored, shape
+        extents = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        padding = tuple(extent - p for extent, p in zip(extents, layer.padding, strict=True))
+        if layer.groups == 1 and min(padding) >= 0:
+            sizes = [n + 2 * p - e for n, p, e in zip(shape[1:], layer.padding, extents, strict=True)]
+            adjoint = nn.Conv2d(layer.out_channels, shape[0], layer.kernel_size, 1, padding, layer.dilation, bias=False)
+            adjoint.weight.data = layer.weight.data.transpose(0, 1).flip(2, 3)
+            yield adjoint, (layer.out_channels, *sizes)
 
 
-@settings(max_examples=120, derandomize=True, deadline=None)
-@given(case=geometries)
-def test_random_geometries_are_enclosed(module_monkeypatch, case):
-    check_geometry(case, module_monkeypatch)
+def assert_around(matrix: np.ndarray, truth: float, enclosure: Enclosure, exactly: bool) -> None:
+    """LAPACK's word where it is safe; exact integers where `exactly`, and where the upper end is too close to tell."""
+    assert enclosure.lower <= truth * (1 + 1e-14), f"lower={enclosure.lower!r} is above the true norm {truth!r}"
+    if exactly or enclosure.upper < truth * (1 + 1e-14):
+        assert norm_is_below(matrix, math.nextafter(enclosure.upper, math.inf)), "upper end below the true norm"
+    if exactly:
+        assert enclosure.lower == 0 or not norm_is_below(matrix, enclosure.lower), "lower end above the true norm"
 
 
-@pytest.mark.slow
-@settings(max_examples=3000, derandomize=True, deadline=None)
-@given(case=geometries)
-def test_many_random_geometries_are_enclosed(module_monkeypatch, case):
-    check_geometry(case, module_monkeypatch)
+@pytest.mark.parametrize("first", range(0, CASES_AT_RANDOM // 3, 100))
+def test_random_layers_are_enclosed(first, monkeypatch):
+    """Enclosed, equivariant under powers of two bit by bit, invariant under what leaves the norm alone, tight."""
+    for seed in range(first, min(first + 100, CASES_AT_RANDOM // 3)):
+        layer, shape, power = random_layer(seed)
+        plain = copy.deepcopy(layer)
+        plain.weight.data = layer.weight.data * 2.0**-power
+        matrix = layer_matrix(plain, shape)
+        truth = float(np.linalg.norm(matrix, 2))
+        for path, effort in PATHS.items():
+            take(path, monkeypatch)
+            found = norm_bound(layer, shape, effort=effort)
+            ends = Enclosure(found.lower * 2.0**-power, found.upper * 2.0**-power, found.method)
+            assert_around(matrix, truth, ends, exactly=seed % 9 == 0 and min(matrix.shape) <= 16)
+            assert power == 0 or ends == norm_bound(plain, shape, effort=effort), f"seed {seed}: not equivariant"
+            if found.method != "torus" and truth > 1e-3:
+                assert ends.upper <= truth * (1 + 1e-8), f"seed {seed}: loose"
+        for relative, its_shape in relatives(plain, shape):
+            its = norm_bound(relative, its_shape, effort="tight")
+            assert its.lower <= ends.upper and ends.lower <= its.upper, f"seed {seed}: not invariant"

@@ -10,7 +10,7 @@ from torch import nn
 from lipcert.certify import certify
 from lipcert.chain import plain_chain
 from lipcert.data import load_dataset, to_unit
-from lipcert.forward import FORMATS, output_shape, run_chain
+from lipcert.forward import FORMATS, affine, output_shape, run_chain
 from lipcert.layers import MinMax, Shift
 from lipcert.models import load_network
 from lipcert.paths import ROOT
@@ -88,6 +88,23 @@ def test_bytes_do_not_depend_on_batch_size(digits, arithmetic):
     for size, count in ((1, 20), (7, 35), (256, 256)):
         parts = [run_chain(chain, part, arithmetic).logits_BK for part in images[:count].split(size)]
         assert torch.equal(torch.cat(parts), whole[:count])
+
+
+@pytest.mark.parametrize("arithmetic", FORMATS)
+def test_equal_images_get_equal_bytes_wherever_they_stand(arithmetic):
+    """Rows of odd length start at odd addresses, where BLAS adds up in another order."""
+    dtype = FORMATS[arithmetic].dtype
+    for inputs, outputs in [(9, 4), (49, 3), (7, 1), (33, 16), (131, 5)]:
+        layer, row = nn.Linear(inputs, outputs, dtype=dtype), torch.randn(1, inputs, dtype=dtype)
+        with torch.no_grad():
+            out = affine(layer, row.expand(64, -1).contiguous(), layer.weight, layer.bias)
+        assert torch.equal(out, out[:1].expand_as(out)), (inputs, outputs)
+    for channels, outputs, kernel, stride, size in [(1, 2, 3, 1, 3), (3, 7, 5, 2, 8), (2, 8, 2, 1, 7), (5, 3, 3, 1, 5)]:
+        layer = nn.Conv2d(channels, outputs, kernel, stride, dtype=dtype)
+        image = torch.randn(1, channels, size, size, dtype=dtype)
+        with torch.no_grad():
+            out = affine(layer, image.expand(64, -1, -1, -1).contiguous(), layer.weight, layer.bias)
+        assert torch.equal(out, out[:1].expand_as(out)), (channels, outputs, kernel)
 
 
 def test_bytes_do_not_depend_on_threads_or_process():

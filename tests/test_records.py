@@ -52,9 +52,10 @@ def test_vra_is_exact(written):
     result = record.result("36/255")
     assert record.vra("36/255") == float(Fraction(result.certified_correct, record.test.images))
     assert record.result("72/510") == result, "radii are compared by value"
-    assert record.result("36/255", "executed") is None
+    assert record.result("36/255", "executed") == result, "the strongest guarantee comes first"
+    assert record.result("36/255", "executed", arithmetic="float32") is None
     assert record.vra("0.77") != record.vra("0.77"), "not measured is NaN"
-    assert {r.guarantee for r in record.test.results} == {"nominal", "estimated"}
+    assert {r.guarantee for r in record.test.results} == {"nominal", "real", "executed", "estimated"}
 
 
 WRONG = {
@@ -124,7 +125,8 @@ def test_publish_copies_record_curve_and_radii(mine):
     path = publish(record.id)
     published = read_record(path)
     assert path == results_dir() / "runs" / f"{record.id}.json"
-    assert published.model.file is None and published.test == record.test
+    kept = record.test.model_copy(update={"bundle": None})
+    assert published.model.file is None and published.test == kept, "networks and bundles are shipped on request only"
     for name in (record.training.curve, record.test.radii):
         assert (results_dir() / name).read_bytes() == (local_dir() / name).read_bytes()
     assert load_records("published") == [published]

@@ -79,7 +79,7 @@ def upper_end(operator: Operator, arithmetic: HostileArithmetic) -> Fraction:
     matrices = bounds.exact_matrices(operator)
     if matrices is None:
         return torus.torus_norm(operator, arithmetic) * unit
-    return rounding.root_up(matrix_norm_squared(matrices, arithmetic)[0]) * unit
+    return rounding.root_up(matrix_norm_squared(GramCheck(matrices, arithmetic))[0]) * unit
 
 
 @pytest.mark.parametrize("direction", ["down", "shrink", "along"])

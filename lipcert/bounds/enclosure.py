@@ -8,12 +8,22 @@ Shape suffixes: G groups, O outputs, I inputs, K taps and inputs together, T tap
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
+from lipcert.bounds.banded import banded_norm_squared, grams_of
+from lipcert.bounds.defect import defect_squared
+from lipcert.bounds.integers import (
+    banded_squares_exactly,
+    grid_bits,
+    grid_loss,
+    matrix_squared_exactly,
+    on_grid,
+    stretch_exactly,
+)
 from lipcert.bounds.operators import Operator, read_operator
 from lipcert.bounds.rounding import (
     LOST_IN_SCALING,
@@ -25,20 +35,26 @@ from lipcert.bounds.rounding import (
     round_down,
     round_up,
 )
-from lipcert.bounds.search import lanczos, start_vector
+from lipcert.bounds.search import start_vector, top_eigenpair, top_of_gram
 from lipcert.bounds.torus import torus_norm
-from lipcert.bounds.verified import matrix_norm_squared
+from lipcert.bounds.verified import GramCheck, absolute_norm_squared, find_factor, matrix_norm_squared
 
 _MATRIX_ENTRIES = 1024**2  # a convolution whose matrix has at most so many entries is bounded as that matrix
+_TINY_DEFECT = Fraction(1, 10**9)  # the bound from the orthogonality defect exceeds the norm by no more than this
 
 
 @dataclass(frozen=True)
 class Enclosure:
-    """lower <= true spectral norm <= upper, both proven; `method` names how the upper end was found."""
+    """lower <= true spectral norm <= upper, both proven; `method` names how the upper end was found.
+
+    vector: the input, float32 of the layer's input shape, whose stretch is the lower end (None for zero weights). Its
+    entries are multiples of 2**-24 with a peak of 1.
+    """
 
     lower: float
     upper: float
     method: str
+    vector: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.lower <= self.upper:
@@ -66,39 +82,117 @@ def norm_bound(
     """
     if norm != "l2":
         raise ValueError(f"norm={norm!r}: norm_bound proves 'l2' norms only; use norm='l2'")
-    if effort in ("tight", "exact"):
-        raise NotImplementedError(f"effort={effort!r}: not available yet and never replaced by less; use effort='fast'")
-    if effort != "fast":
+    if effort not in ("fast", "tight", "exact"):
         raise ValueError(f"effort={effort!r}: must be 'fast', 'tight' or 'exact'")
     with torch.inference_mode(False), torch.no_grad():
         operator = read_operator(layer, input_shape, device)
         arithmetic = TorchArithmetic(operator.weights_GOIKL.device)
         with torch.autocast(operator.weights_GOIKL.device.type, enabled=False):
-            return enclose(operator, arithmetic)
+            enclosure = enclose(operator, arithmetic, effort)
+    if enclosure.vector is None:
+        return enclosure
+    return replace(enclosure, vector=enclosure.vector.reshape(tuple(input_shape)))
 
 
-def enclose(operator: Operator, arithmetic: Arithmetic) -> Enclosure:
-    """The enclosure in a given arithmetic: the matrix itself where that is small or all there is, else the torus."""
+def enclose(operator: Operator, arithmetic: Arithmetic, effort: str = "fast") -> Enclosure:
+    """The enclosure in a given arithmetic; its vector has the shape (C, H, W) of an image."""
     weights = operator.weights_GOIKL
     if not bool(weights.any()):
         return Enclosure(0.0, 0.0, "zero")
     matrices_GMN = exact_matrices(operator)
-    if matrices_GMN is None:
-        upper, method = torus_norm(operator, arithmetic), "torus"
-        vector_CHW = _stretched_image(operator)
-        lower = stretch_at_least(weights.flatten(3), operator.patches(vector_CHW), vector_CHW, arithmetic)
-        entries = weights[0].numel()
+    if effort == "exact":
+        return _enclose_exactly(operator, matrices_GMN, arithmetic)
+    if matrices_GMN is not None:
+        upper, method, image_CHW = _matrix_upper(operator, matrices_GMN, arithmetic)
     else:
-        square, index, vector_N = matrix_norm_squared(matrices_GMN, arithmetic)
-        upper, method = root_up(square), "matrix"
-        vector_N = vector_N / vector_N.abs().amax().clamp_min(2.0**-100)
-        chosen = matrices_GMN[index : index + 1]
-        lower = stretch_at_least(chosen[..., None], vector_N[None, :, None], vector_N, arithmetic)
-        entries = chosen.numel()
-    # Entries zeroed by scaling: a change below LOST_IN_SCALING in each entry moves the norm by less than this.
-    lost = LOST_IN_SCALING * entries
+        upper, method, image_CHW = _convolution_upper(operator, arithmetic, effort)
+    image_CHW = storable(image_CHW)
+    lower = stretch_at_least(weights.flatten(3), operator.patches(image_CHW), image_CHW, arithmetic)
+    return _scaled_back(operator, lower, upper, method, image_CHW)
+
+
+def _scaled_back(operator: Operator, lower: Fraction, upper: Fraction, method: str, image_CHW: Tensor) -> Enclosure:
+    # Entries zeroed by scaling: a change below LOST_IN_SCALING in each weight moves the norm by less than this.
+    lost = LOST_IN_SCALING * operator.weights_GOIKL[0].numel()
     unit = Fraction(2) ** operator.scale
-    return Enclosure(round_down(max(Fraction(0), lower - lost) * unit), round_up((upper + lost) * unit), method)
+    ends = round_down(max(Fraction(0), lower - lost) * unit), round_up((upper + lost) * unit)
+    return Enclosure(*ends, method, image_CHW.to("cpu", torch.float32))
+
+
+def _enclose_exactly(operator: Operator, matrices_GMN: Tensor | None, arithmetic: Arithmetic) -> Enclosure:
+    """Both ends in integers (module `integers`); floating point only finds the factor and the vector."""
+    weights = operator.weights_GOIKL
+    if matrices_GMN is not None:
+        check = GramCheck(matrices_GMN, arithmetic)
+        guess, index, vector_N = top_of_gram(check.gram_BNN)
+        if matrices_GMN.shape[-1] != check.columns:
+            vector_N = matrices_GMN[index].mT @ vector_N
+        image_CHW = _image_of(operator, index, vector_N)
+        square, _, factor_BNN = find_factor(check, guess)
+        bits, method = grid_bits(square**0.5), "exact matrix"
+        pairs = zip(check.matrices_BMN, [None] * len(weights) if factor_BNN is None else factor_BNN, strict=True)
+        squares = [matrix_squared_exactly(on_grid(matrix, bits)[0], factor, square, bits) for matrix, factor in pairs]
+    elif operator.axes[0].circular:
+        raise ValueError("effort='exact' for circular padding: its frequencies are irrational; use effort='tight'")
+    else:
+        guess, image_CHW = _stretched_image(operator, torch.float64, 1e-7)
+        bits, method = grid_bits(guess**0.5), "exact banded"
+        squares = banded_squares_exactly(grams_of(operator, arithmetic), guess, bits)
+    image_CHW = storable(image_CHW)
+    numbers_GOK, lossless = on_grid(weights.flatten(2), bits)
+    whole_image = (image_CHW * 2.0**24).round().cpu()
+    patches_GKP = operator.patches(whole_image.to(weights.device)).cpu()
+    lower = stretch_exactly(numbers_GOK, bits, patches_GKP.to(torch.int64).numpy(), whole_image.to(torch.int64).numpy())
+    loss = grid_loss(weights, bits, lossless)
+    return _scaled_back(operator, max(Fraction(0), lower - loss), root_up(max(squares)) + loss, method, image_CHW)
+
+
+def _matrix_upper(operator: Operator, matrices_GMN: Tensor, arithmetic: Arithmetic) -> tuple[Fraction, str, Tensor]:
+    check = GramCheck(matrices_GMN, arithmetic)
+    (square, center), method, index = defect_squared(check), "defect", 0
+    vector_N = check.gram_BNN.new_ones(check.columns)
+    if square > center * (1 + _TINY_DEFECT):
+        square, index, vector_N = matrix_norm_squared(check)
+        method = "matrix"
+    if matrices_GMN.shape[-1] != check.columns:  # the check transposed: u is known, A^T u points along v
+        vector_N = matrices_GMN[index].mT @ vector_N
+    return root_up(square), method, _image_of(operator, index, vector_N)
+
+
+def _convolution_upper(operator: Operator, arithmetic: Arithmetic, effort: str) -> tuple[Fraction, str, Tensor]:
+    if effort == "fast":
+        return torus_norm(operator, arithmetic), "torus", _stretched_image(operator, torch.float32, 1e-4)[1]
+    if operator.axes[0].circular:
+        if any(axis.size % axis.stride or axis.outputs * axis.stride != axis.size for axis in operator.axes):
+            raise ValueError(
+                f"effort={effort!r} for circular padding whose outputs do not go round exactly once: no tight bound is "
+                "known; use effort='fast' or padding_mode='zeros'"
+            )
+        return torus_norm(operator, arithmetic), "torus", _stretched_image(operator, torch.float64, 1e-7)[1]
+    guess, image_CHW = _stretched_image(operator, torch.float64, 1e-7)
+    return root_up(banded_norm_squared(operator, guess, arithmetic)), "banded", image_CHW
+
+
+def storable(image_CHW: Tensor) -> Tensor:
+    """The image scaled to a peak of 1 and cut to multiples of 2**-24: exact in float32, and small integers as well."""
+    image_CHW = image_CHW / image_CHW.abs().amax().clamp_min(1e-300)
+    return torch.nan_to_num((image_CHW * 2.0**24).round() * 2.0**-24)
+
+
+def _image_of(operator: Operator, index: int, vector_N: Tensor) -> Tensor:
+    """The image on which group `index` sees this vector: all its inputs, or one patch of separate ones."""
+    groups, _, ins, taps_high, taps_wide = operator.weights_GOIKL.shape
+    high, wide = operator.axes
+    image_GIHW = vector_N.new_zeros(groups, ins, high.size, wide.size)
+    if len(vector_N) == operator.inputs:
+        image_GIHW[index] = vector_N.reshape(ins, high.size, wide.size)
+    else:
+        places = []
+        for axis in (high, wide):
+            start = -(-axis.front // axis.stride) * axis.stride - axis.front
+            places.append(slice(start, start + axis.extent, axis.dilation))
+        image_GIHW[index, :, places[0], places[1]] = vector_N.reshape(ins, taps_high, taps_wide)
+    return image_GIHW.flatten(0, 1)
 
 
 def exact_matrices(operator: Operator) -> Tensor | None:
@@ -118,29 +212,24 @@ def stretch_at_least(weights_GOIT: Tensor, patches_GKP: Tensor, vector: Tensor, 
     """Proven lower bound on ||Av|| / ||v||, for Av = weights times patches (K = I*T inputs a number, P positions).
 
     The computed y has |y - Av| <= gamma_K |A||v| + 4Kw, so ||Av|| >= ||y|| - gamma_K || |A| || ||v|| - 4Kw sqrt(len y),
-    with || |A| || <= sqrt(||A||_1 ||A||_inf): a row of A holds each weight of one output at most once, a column each
-    weight of one input channel at most once. ||y|| is rounded down, ||v|| and the sums up (module `rounding`).
+    with || |A| || from `absolute_norm_squared`. ||y|| is rounded down, ||v|| and the sums up (module `rounding`).
     """
-    _, outs, _, taps = weights_GOIT.shape
     terms = patches_GKP.shape[1]
     outputs_GOP = arithmetic.product(weights_GOIT.flatten(2), patches_GKP)
-    magnitudes_GOIT = weights_GOIT.abs()
-    row_sum = arithmetic.sum_at_most(largest(arithmetic.total(magnitudes_GOIT.flatten(2), dim=2)), terms)
-    by_column = magnitudes_GOIT.transpose(2, 3).flatten(1, 2)  # (G, O*T, I)
-    column_sum = arithmetic.sum_at_most(largest(arithmetic.total(by_column, dim=1)), outs * taps)
+    absolute = root_up(absolute_norm_squared(weights_GOIT, arithmetic))
     length = root_up(arithmetic.sum_at_most(largest(arithmetic.squares(vector.reshape(1, 1, -1))), vector.numel()))
     stretched = arithmetic.squares(outputs_GOP.reshape(1, 1, -1))
     stretched = root_down(arithmetic.sum_at_least(largest(stretched), outputs_GOP.numel()))
-    error = arithmetic.gamma(terms) * root_up(column_sum * row_sum) * length
+    error = arithmetic.gamma(terms) * absolute * length
     error += arithmetic.flushed(terms) * outputs_GOP.numel()
     return max(Fraction(0), stretched - error) / length if length > 0 else Fraction(0)
 
 
-def _stretched_image(operator: Operator) -> Tensor:
-    """An image that the operator stretches about as much as it can: Lanczos in single precision (untrusted)."""
+def _stretched_image(operator: Operator, dtype: torch.dtype, tolerance: float) -> tuple[float, Tensor]:
+    """An image that the operator stretches about as much as it can, and the square of how much (untrusted)."""
     weights = operator.weights_GOIKL
     shape = (weights.shape[0] * weights.shape[2], operator.axes[0].size, operator.axes[1].size)
-    weights_DIKL = weights.flatten(end_dim=1).float()
+    weights_DIKL = weights.flatten(end_dim=1).to(dtype)
 
     def apply_gram(vector_N: Tensor) -> Tensor:
         image_CHW = vector_N.reshape(shape).requires_grad_()
@@ -149,6 +238,6 @@ def _stretched_image(operator: Operator) -> Tensor:
             return torch.autograd.grad(energy, image_CHW)[0].flatten()
 
     size = shape[0] * shape[1] * shape[2]
-    start_N = start_vector(size, weights.device, torch.float32)[:, 0]
-    _, vector_N = lanczos(apply_gram, start_N, steps=200, tolerance=1e-6)
-    return vector_N.reshape(shape).to(torch.float64) / vector_N.abs().amax().clamp_min(1e-30)
+    start_N = start_vector(size, weights.device, dtype)[:, 0]
+    value, vector_N = top_eigenpair(apply_gram, start_N, tolerance)
+    return value, vector_N.reshape(shape)

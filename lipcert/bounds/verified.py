@@ -57,18 +57,23 @@ class GramCheck:
         shifted_BNN.diagonal(dim1=-2, dim2=-1).copy_(self.arithmetic.subtract(square, diagonal_BN))
         return shifted_BNN
 
-    def bound(self, square: float, shifted_BNN: Tensor, factor_BNN: Tensor) -> Fraction:
-        """Proven upper bound on ||A||^2 over the batch, for any factor; ValueError if a number is not finite."""
+    def bound(self, square: float, shifted_BNN: Tensor, factor_BNN: Tensor | None) -> Fraction:
+        """Proven upper bound on ||A||^2 over the batch, for any factor; ValueError if a number is not finite.
+
+        factor_BNN=None stands for R = 0, for which nothing needs to be multiplied.
+        """
         return exact(square) + sum(self.error_terms(shifted_BNN, factor_BNN).values())
 
-    def error_terms(self, shifted_BNN: Tensor, factor_BNN: Tensor) -> dict[str, Fraction]:
+    def error_terms(self, shifted_BNN: Tensor, factor_BNN: Tensor | None) -> dict[str, Fraction]:
         """The terms of the theorem beside c2, each by its name in the proof."""
         arithmetic, rows, columns = self.arithmetic, self.rows, self.columns
         entries = columns * columns
-        product_BNN = arithmetic.product(factor_BNN.mT, factor_BNN)
-        residual_BNN = arithmetic.subtract(shifted_BNN, product_BNN)
+        trace, residual_BNN = Fraction(0), shifted_BNN
+        if factor_BNN is not None:
+            product_BNN = arithmetic.product(factor_BNN.mT, factor_BNN)
+            residual_BNN = arithmetic.subtract(shifted_BNN, product_BNN)
+            trace = arithmetic.sum_at_most(largest(arithmetic.squares(factor_BNN)), entries)
         residual = root_up(arithmetic.sum_at_most(largest(arithmetic.squares(residual_BNN)), entries))
-        trace = arithmetic.sum_at_most(largest(arithmetic.squares(factor_BNN)), entries)
         magnitudes_BMN = self.matrices_BMN.abs()
         column_sum = arithmetic.sum_at_most(largest(arithmetic.total(magnitudes_BMN, dim=-2)), rows)
         row_sum = arithmetic.sum_at_most(largest(arithmetic.total(magnitudes_BMN, dim=-1)), columns)
@@ -82,10 +87,22 @@ class GramCheck:
         }
 
 
-def prove_below(check: GramCheck, guess: float) -> Fraction:
-    """Smallest proven bound on ||A||^2 found from a guess of it: raise c2 until the Cholesky factor exists.
+def absolute_norm_squared(weights_GOIT: Tensor, arithmetic: Arithmetic) -> Fraction:
+    """Upper bound ||A||_1 ||A||_inf on || |A| ||^2 for dense layers (T = 1) and convolutions with T taps, any group.
 
-    Should no factorisation succeed, R = 0 still proves something: c2 + ||c2 I - G||_F plus rounding.
+    A row of A holds each weight of one output at most once, a column each weight of one input channel at most once.
+    """
+    _, outs, ins, taps = weights_GOIT.shape
+    magnitudes_GOIT = weights_GOIT.abs()
+    row_sum = arithmetic.sum_at_most(largest(arithmetic.total(magnitudes_GOIT.flatten(2), dim=2)), ins * taps)
+    by_column = magnitudes_GOIT.transpose(2, 3).flatten(1, 2)  # (G, O*T, I)
+    return row_sum * arithmetic.sum_at_most(largest(arithmetic.total(by_column, dim=1)), outs * taps)
+
+
+def find_factor(check: GramCheck, guess: float) -> tuple[float, Tensor, Tensor | None]:
+    """(c2, S, R) with the smallest c2 found for which S has a Cholesky factor: raised until it has (untrusted).
+
+    Should no factorisation succeed, R is None: that still proves something, c2 + ||c2 I - G||_F plus rounding.
     """
     guess, square = max(guess, 2.0**-100), 0.0
     for attempt in range(_ATTEMPTS):
@@ -93,23 +110,24 @@ def prove_below(check: GramCheck, guess: float) -> Fraction:
         shifted_BNN = check.shifted(square)
         factor_BNN, failed_B = torch.linalg.cholesky_ex(shifted_BNN, upper=True)
         if not bool(failed_B.any()):
-            return check.bound(square, shifted_BNN, factor_BNN)
+            return square, shifted_BNN, factor_BNN
         if attempt < _DECOMPOSITIONS:
             suspects_BNN = check.gram_BNN[failed_B != 0]
             order = suspects_BNN.square().sum(dim=(-2, -1)).topk(min(_SUSPECTS, len(suspects_BNN))).indices
             guess = max(guess, largest_eigenvalue(suspects_BNN[order]))
-    shifted_BNN = check.shifted(square)
-    return check.bound(square, shifted_BNN, torch.zeros_like(shifted_BNN))
+    return square, check.shifted(square), None
 
 
-def matrix_norm_squared(matrices_BMN: Tensor, arithmetic: Arithmetic) -> tuple[Fraction, int, Tensor]:
-    """Proven upper bound on max ||A_b||^2; with it the guessed index b and right singular vector (untrusted).
+def prove_below(check: GramCheck, guess: float) -> Fraction:
+    """Smallest proven bound on ||A||^2 found from a guess of it."""
+    return check.bound(*find_factor(check, guess))
 
-    matrices_BMN: float64, entries of size about 1 at most (scale first). The vector has N entries, for a wide matrix
-    too. Excess over the truth: about 5e-10 of the norm plus N^2 u / 2.
+
+def matrix_norm_squared(check: GramCheck) -> tuple[Fraction, int, Tensor]:
+    """Proven upper bound on max ||A_b||^2; with it the guessed index b and top eigenvector of A^T A (untrusted).
+
+    The matrices hold entries of size about 1 at most (scale first). Excess over the truth: about 5e-10 of the norm
+    plus N^2 u / 2.
     """
-    check = GramCheck(matrices_BMN, arithmetic)
     guess, index, vector_N = top_of_gram(check.gram_BNN)
-    if matrices_BMN.shape[-1] != len(vector_N):  # the check transposed: u is known, A^T u points along v
-        vector_N = matrices_BMN[index].mT @ vector_N
     return prove_below(check, guess), index, vector_N

@@ -1,9 +1,13 @@
-"""The README's figure and table, computed from the published records: `lipcert readme` writes them, a test compares."""
+"""The computed parts of both READMEs: `lipcert readme` writes them, a test compares.
+
+README.md gets a figure and a table from the published records, results/README.md the tables of every field.
+"""
 
 import re
 from pathlib import Path
 
 from lipcert.paths import ROOT, results_dir
+from lipcert.report import schema
 from lipcert.report.figures import vra_figure, vra_legend
 from lipcert.report.tables import study_table, study_words
 
@@ -34,4 +38,6 @@ def write(path: Path = ROOT / "README.md") -> list[Path]:
     figure = results_dir() / "figures" / "vra-radius.svg"
     figure.parent.mkdir(parents=True, exist_ok=True)
     vra_figure().save(figure)
-    return [path, figure]
+    fields = ROOT / "results" / "README.md"
+    fields.write_text(fields.read_text().replace(current(fields), f"{_BEGIN}\n\n{schema.readme()}\n{_END}"))
+    return [path, figure, fields]

@@ -1,9 +1,14 @@
-"""Falsifiers: searches for a perturbation that changes the answer. They can refute a certificate, never support one."""
+"""The smallest margin of one pair of classes around one image: the picture the tour draws.
+
+Shape letters: B images, K classes, C H W image.
+"""
 
 import copy
 
 import torch
 from torch import Tensor, nn
+
+from lipcert.attack.target import executed_classes
 
 
 def margin_attack(
@@ -40,7 +45,6 @@ def margin_attack(
     return best
 
 
-@torch.no_grad()
 def predict(chain: nn.Module, images_BCHW: Tensor) -> Tensor:
-    """Classes (B,) by the chain in float64."""
-    return copy.deepcopy(chain).double()(images_BCHW.double()).argmax(1)
+    """Classes (B,) by the chain in float64, in micro-batches of a fixed size, whatever the number of images."""
+    return executed_classes(copy.deepcopy(chain).double(), images_BCHW.double())[0]
