@@ -43,7 +43,7 @@ class Check(BaseModel):
 
 @contextmanager
 def measuring(goal: str, title: str, target: str) -> Iterator[dict]:
-    """`with measuring("S1", ..., ...) as found:` fill `found` with measured, verdict, numbers, rows; written at the end."""
+    """`with measuring(goal, title, target) as found`: fill in measured, verdict, numbers, rows; written at the end."""
     import torch
 
     from lipcert import provenance
@@ -55,7 +55,8 @@ def measuring(goal: str, title: str, target: str) -> Iterator[dict]:
     check = Check(
         goal=goal, title=title, target=target, seconds=round(time.monotonic() - start, 1),
         command=provenance.command(), commit=commit, dirty=dirty, hardware=provenance.hardware(torch.device("cpu")),
-        versions=provenance.versions(), finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **found,
+        versions=provenance.versions(), finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **found,
     )  # fmt: skip
     write_check(check, local_dir())
     print(f"{goal}: {check.verdict}. {check.measured} ({check.seconds:.0f} s)", flush=True)
