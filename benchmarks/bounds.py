@@ -2,8 +2,8 @@
 
 excess: the upper end over the lower end, minus one. share: what the fewest multiplications of the proof (Gram matrix,
 factor, check, symmetry used) would take at the speed of one large float64 product, over the time it took, search and
-lower end included. The speed of that product is measured in the same process. With --threads 1 seconds are of processor time, so
-that other work on the machine counts little.
+lower end included. The speed of that product is measured in the same process. With --threads 1 the seconds are of
+processor time, so that other work on the machine counts little.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from lipcert.bounds.rounding import TorchArithmetic
 
 DENSE_NETWORKS = {"784-128x8-10": [784, *[128] * 8, 10], "3072-512-256-128x6-10": [3072, 512, 256, *[128] * 6, 10]}
 Layer = tuple[str, nn.Module, tuple[int, ...]]
-
-
 Clock = Callable[[], float]
 
 

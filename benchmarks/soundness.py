@@ -69,8 +69,8 @@ def razor_edges(nets: int = 250) -> None:
                 sharp += kept(once, case, 1e-7)
                 total += len(case.limits)
         found |= {
-            "measured": f"{total} networks in {len(RAZORS)} families: {sharp} kept at r(1 - 1e-7), {wrong} claims broken "
-            "by the known perturbation at r(1 + 1e-7) (executed, float64)",
+            "measured": f"{total} networks in {len(RAZORS)} families: {sharp} kept at r(1 - 1e-7), {wrong} claims "
+            "broken by the known perturbation at r(1 + 1e-7) (executed, float64)",
             "verdict": "met" if sharp == total and not wrong else "fell short",
             "numbers": {"networks": total, "kept": sharp, "violations": wrong},
         }
@@ -85,9 +85,9 @@ def mutants(cases: int = 12) -> None:
         report = examine(prepare(cases), control.bound, control.certify, habits=False)
         terms = sum(ROUNDING_TERMS.values())
         found |= {
-            "measured": f"{dead} of {len(rows)} unsound certifiers caught; the power method as public codes use it makes "
-            f"{report.violations:,} false claims in {report.cases:,} cases; {terms} mutants that forget a rounding term "
-            "are caught by the test suite under hostile arithmetic",
+            "measured": f"{dead} of {len(rows)} unsound certifiers caught; the power method as public codes use it "
+            f"makes {report.violations:,} false claims in {report.cases:,} cases; {terms} mutants that forget a "
+            "rounding term are caught by the test suite under hostile arithmetic",
             "verdict": "met" if dead == len(rows) >= 40 and not report.sound else "fell short",
             "numbers": {
                 "mutants": len(rows), "caught": dead, "rounding_mutants": terms,
@@ -225,9 +225,9 @@ def guarantees() -> None:
         double = sum(lost.get(("executed", "float64"), [])) + sum(lost.get(("real", "float64"), []))
         single = {g: sum(lost.get((g, "float32"), [])) for g in ("real", "executed")}
         found |= {
-            "measured": f"{double} images lost from nominal to real to executed in float64 (slack over margin at most "
-            f"{slack:.1e} at the certified radius 36/255 and beyond); in float32 {single['real']} images lost (real) and "
-            f"{single['executed']} (executed), over {len(rows) - 1} runs",
+            "measured": f"{double} images lost from nominal to real to executed in float64 (slack over margin at "
+            f"most {slack:.1e} where the digits are certified at 36/255); in float32 {single['real']} images lost (real) "
+            f"and {single['executed']} (executed), over {len(rows) - 1} runs",
             "verdict": "met" if double == 0 and slack <= 1e-8 else "fell short",
             "numbers": {"images_lost_float64": double, "images_lost_executed_float32": single["executed"]},
             "rows": tuple(rows),

@@ -196,14 +196,10 @@ def test_bounds_beyond_float64_are_infinite():
     assert enclosure.upper == math.inf and Fraction(enclosure.lower) ** 2 <= 4 * Fraction(1.7e308) ** 2
 
 
-def test_entries_of_very_different_size():
-    assert_encloses(*_enclosed(dense([[1.0, 1e-200], [1e-308, 1e-12]]), (2,)))
-    assert_encloses(*_enclosed(dense([[1e308, 1e-308], [5e-324, 1e300]]), (2,)))
-
-
-def _enclosed(layer, shape):
-    enclosure = norm_bound(layer, shape)
-    return layer_matrix(layer, shape), enclosure.lower, enclosure.upper
+@pytest.mark.parametrize("matrix", [[[1.0, 1e-200], [1e-308, 1e-12]], [[1e308, 1e-308], [5e-324, 1e300]]])
+def test_entries_of_very_different_size(matrix):
+    enclosure = norm_bound(dense(matrix), (2,))
+    assert_encloses(np.array(matrix), enclosure.lower, enclosure.upper)
 
 
 def test_zero_weights():
@@ -261,14 +257,6 @@ def test_callers_modes_change_nothing():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert norm_bound(layer, shape) == plain
     assert torch.is_grad_enabled() and layer.weight.grad is None
-
-
-def test_adjoint_has_the_same_norm():
-    layer = conv(3, 2, 3, padding=1)
-    adjoint = conv(2, 3, 3, padding=1)
-    adjoint.weight.data = layer.weight.data.transpose(0, 1).flip(2, 3).contiguous()
-    first, second = norm_bound(layer, (3, 5, 6)), norm_bound(adjoint, (2, 5, 6))
-    assert first.lower <= second.upper and second.lower <= first.upper
 
 
 # Random layers: `fast` on both its paths and `tight` as a band, so three cases a layer

@@ -13,6 +13,7 @@ from truth import assert_encloses, layer_matrix, norm_is_below
 
 from lipcert.bounds import enclosure as bounds
 from lipcert.bounds import rounding, torus
+from lipcert.bounds.defect import defect_squared
 from lipcert.bounds.enclosure import enclose, stretch_at_least
 from lipcert.bounds.operators import Operator, read_operator
 from lipcert.bounds.rounding import TorchArithmetic
@@ -98,6 +99,16 @@ def test_whole_bound_survives_hostile_arithmetic(direction, path, monkeypatch):
             operator = read_operator(layer, shape, None)
             hostile = HostileArithmetic(2.0**-16, 2.0**-40, direction)
             assert norm_is_below(layer_matrix(layer, shape), upper_end(operator, hostile)), (weight.shape, positive)
+
+
+@pytest.mark.parametrize("direction", ["down", "up", "shrink", "along"])
+def test_bound_from_the_defect_survives_hostile_arithmetic(direction):
+    arithmetic = HostileArithmetic(2.0**-16, 2.0**-40, direction)
+    for seed in range(20):
+        matrix = np.linalg.qr(np.random.default_rng(seed).standard_normal((6, 4)))[0]
+        check = GramCheck(torch.from_numpy(matrix)[None], arithmetic)
+        upper = rounding.root_up(defect_squared(check)[0])
+        assert norm_is_below(matrix, upper) and upper < 1 + 1e-3
 
 
 def circular_box() -> tuple[nn.Conv2d, tuple[int, ...]]:

@@ -73,34 +73,31 @@ def shared_taps(axis: Axis, of_inputs: bool) -> Shared:
     return {pair: tuple(taps) for pair, taps in shared.items()}
 
 
+class _Layout:
+    """One way to order the unknowns: those of inputs or of outputs, row by row or column by column."""
+
+    def __init__(self, weights_OIKL: Tensor, axes: tuple[Axis, Axis], of_inputs: bool, turned: bool) -> None:
+        outer, inner = reversed(axes) if turned else axes
+        taps_DCKL = weights_OIKL if of_inputs else weights_OIKL.transpose(0, 1)
+        self.taps_KLDC = taps_DCKL.permute((3, 2, 0, 1) if turned else (2, 3, 0, 1))
+        self.shared = shared_taps(outer, of_inputs), shared_taps(inner, of_inputs)
+        self.width = inner.size if of_inputs else inner.outputs
+        self.cells = self.width * (outer.size if of_inputs else outer.outputs)
+        rows, columns = (max((j - i for i, j in way), default=0) for way in self.shared)
+        self.reach = rows * self.width + columns  # no two cells farther apart share a partner
+        self.cost = self.cells * taps_DCKL.shape[1] ** 3 * (self.reach + 1) ** 2
+
+
 class BandedGram:
     """The Gram matrix of one group of a zero-padded convolution by rows of blocks, and bounds on its norm."""
 
     def __init__(self, weights_OIKL: Tensor, axes: tuple[Axis, Axis], arithmetic: Arithmetic) -> None:
         self.arithmetic = arithmetic
         self.weights_OIKL = weights_OIKL
-        cheapest = None
-        for of_inputs, turned in pairs_of((True, False), (False, True)):
-            outer, inner = reversed(axes) if turned else axes
-            width = inner.size if of_inputs else inner.outputs
-            height = outer.size if of_inputs else outer.outputs
-            shared = shared_taps(outer, of_inputs), shared_taps(inner, of_inputs)
-            reach = sum(
-                max((j - i for i, j in way), default=0) * step for way, step in zip(shared, (width, 1), strict=True)
-            )
-            channels = weights_OIKL.shape[1 if of_inputs else 0]
-            cost = height * width * channels**3 * (reach + 1) ** 2
-            if cheapest is None or cost < cheapest:
-                cheapest = cost
-                taps_DCKL = weights_OIKL if of_inputs else weights_OIKL.transpose(0, 1)
-                self.taps_KLDC = taps_DCKL.permute((3, 2, 0, 1) if turned else (2, 3, 0, 1)).contiguous()
-                self.cells, self.width, self.channels, self.reach, self.shared = (
-                    height * width,
-                    width,
-                    channels,
-                    reach,
-                    shared,
-                )
+        layouts = [_Layout(weights_OIKL, axes, *choice) for choice in pairs_of((True, False), (False, True))]
+        layout = min(layouts, key=lambda layout: layout.cost)
+        self.taps_KLDC, self.shared, self.reach = layout.taps_KLDC.contiguous(), layout.shared, layout.reach
+        self.cells, self.width, self.channels = layout.cells, layout.width, layout.taps_KLDC.shape[3]
         wanted = min(max(self.reach * self.channels / _BLOCKS_IN_BAND, _BLOCK_SIZES[0]), _BLOCK_SIZES[1])
         self.block = min(self.cells, max(1, round(wanted / self.channels)))  # in cells
         self.blocks = -(-self.cells // self.block)

@@ -1,7 +1,8 @@
 """norm_bound: a proven enclosure of the spectral norm of a plain dense or convolution layer.
 
-upper: `verified` (dense matrices) and `torus` (convolutions), rounding included. lower: the stretch ||Av|| / ||v|| of
-one stored vector v, every rounding counted downwards. Neither trusts an iteration to have converged.
+upper: `verified` (matrices), `torus` (convolutions, fast), `banded` (convolutions, tight), rounding included. lower:
+the stretch ||Av|| / ||v|| of one stored vector v, every rounding counted downwards. Neither trusts an iteration to have
+converged. Effort "exact" proves the same in whole numbers (`integers`).
 
 Shape suffixes: G groups, O outputs, I inputs, K taps and inputs together, T taps, P output positions, N columns.
 """
@@ -72,13 +73,19 @@ def norm_bound(
 
     layer: nn.Linear or nn.Conv2d (any stride, padding, dilation, groups; padding_mode zeros or circular).
     input_shape: (features,) or (channels, height, width), without the batch.
-    effort: "fast" is what there is today; a harder one is refused, never replaced by a weaker one.
+    effort: "fast"; "tight": convolutions by the band of their Gram matrix, not by a torus; "exact": as tight, both ends
+        checked in integers by python-flint, so that no floating-point sum is trusted.
     device: where to compute; default where the weights are.
-    method of the result: "matrix" (tight), "torus" (convolutions too large for a matrix) or "zero".
 
-    Excess of upper over the truth: dense at most 2e-9; convolutions by the torus typically 1e-3 at 16 x 16 and below
-    1e-2 at 8 x 8 (module `torus`). TypeError: a layer nothing is known about. ValueError: settings or weights that
-    have no bound. NotImplementedError: an effort that is not there yet.
+    Excess of upper over the truth: about 5e-10, at most 2e-9 for dense layers, except "torus" for zero padding:
+    typically 1e-3 at 16 x 16 and below 1e-2 at 8 x 8. On one core a convolution of 64 channels at 16 x 16 takes about
+    0.4 s fast, 4 s tight and some minutes exact; a dense layer 512 x 3072 takes 0.1 s, and 2 s exact.
+    method of the result: "zero"; "matrix" (layers that are a small matrix, or many copies of one), "defect" (such, and
+    orthogonal up to 1e-9), "torus", "banded"; "exact matrix", "exact banded".
+
+    TypeError: a layer nothing is known about. ValueError: settings or weights that have no bound, or none of this
+    effort (circular padding: never exact, and tight only where the outputs go round once). ImportError: "exact"
+    without python-flint.
     """
     if norm != "l2":
         raise ValueError(f"norm={norm!r}: norm_bound proves 'l2' norms only; use norm='l2'")

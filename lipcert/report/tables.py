@@ -88,7 +88,8 @@ def run_table(record: Record) -> Markdown:
             continue
         share = percent(result.certified_correct / record.test.images)
         claim = percent(record.vra(result.radius, "estimated"))
-        rows.append((result.radius, f"VRA, {result.guarantee}", result.certified_correct, share, claim))
+        run_in = "" if result.arithmetic == "float64" else f" in {result.arithmetic}"
+        rows.append((result.radius, f"VRA, {result.guarantee}{run_in}", result.certified_correct, share, claim))
     head = ("radius", "what", f"images of {record.test.images:,}", "share", "estimated, no certificate")
     return table(head, rows, right=(2, 3, 4))
 
