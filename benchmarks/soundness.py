@@ -9,6 +9,7 @@ import copy
 import functools
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ from collections.abc import Callable
 import torch
 
 import lipcert
+from benchmarks import tightness
+from lipcert.attack.fields import Falsification
 from lipcert.bench import Claim, mutation_table
 from lipcert.bench.mutants import public_power_method
 from lipcert.bench.mutation import ROUNDING_TERMS
@@ -28,6 +31,7 @@ from lipcert.chain import chain_bounds
 from lipcert.data import load_dataset, to_unit
 from lipcert.models import load
 from lipcert.models.stored import shipped
+from lipcert.paths import results_dir
 from lipcert.records import load_records
 from lipcert.report.checks import measuring, publish_checks
 
@@ -226,8 +230,8 @@ def guarantees() -> None:
         single = {g: sum(lost.get((g, "float32"), [])) for g in ("real", "executed")}
         found |= {
             "measured": f"{double} images lost from nominal to real to executed in float64 (slack over margin at "
-            f"most {slack:.1e} where the digits are certified at 36/255); in float32 {single['real']} images lost (real) "
-            f"and {single['executed']} (executed), over {len(rows) - 1} runs",
+            f"most {slack:.1e} where the digits are certified at 36/255); in float32 {single['real']} (real) and "
+            f"{single['executed']} (executed) images lost, over {len(rows) - 1} runs",
             "verdict": "met" if double == 0 and slack <= 1e-8 else "fell short",
             "numbers": {"images_lost_float64": double, "images_lost_executed_float32": single["executed"]},
             "rows": tuple(rows),
@@ -243,11 +247,40 @@ def float64_slack() -> float:
     return float((1 - executed.radius_B / nominal.radius_B)[far].max())
 
 
+def attacks() -> None:
+    """S10: what `lipcert attack` found, from its records."""
+    with measuring("S10", "attacks inside the radius", "0 successes on all certified test images") as found:
+        rows = [("network", "attack", "images", "closest", "median", "changes inside the radius")]
+        nearest, broken, images = [], 0, 0
+        for path in sorted((results_dir() / "attacks").glob("*.json")):
+            record = Falsification.model_validate_json(path.read_text())
+            for a in record.attacks:
+                close = [f"{r:.3f}" if r else "none found" for r in (a.min_ratio, a.median_ratio)]
+                rows.append((path.stem, a.name, f"{a.images:,}", *close, str(a.violations)))
+                nearest += [a.min_ratio] if a.found else []
+                images = images + a.images if a.name == "inside" else images
+            broken += len(record.violations)
+        networks = len({row[0] for row in rows[1:]})
+        found |= {
+            "measured": f"{images:,} certified images attacked inside their radius on {networks} networks: "
+            f"{broken} answers changed; the closest change found lies at {min(nearest, default=0):.2f} times "
+            "the radius (strong attacks on the first images only)",
+            "verdict": "met" if not broken and images else "fell short",
+            "numbers": {"images": images, "violations": broken, "closest": round(min(nearest, default=0), 4)},
+            "rows": tuple(rows),
+        }
+
+
 GOALS: dict[str, Callable[[], None]] = {
+    "S1": tightness.random_layers,
+    "S2": tightness.excesses,
+    "S3": tightness.speeds,
+    "S4": tightness.integers,
     "S6": guarantees,
     "S7": razor_edges,
     "S8": mutants,
     "S9": corpus,
+    "S10": attacks,
     "S12": reproducible,
     "S13": cost,
 }
@@ -268,6 +301,7 @@ def main() -> None:
         print(*publish_checks(), sep="\n")
         return
     for goal in options.goals or GOALS:
+        os.environ["LIPCERT_COMMAND"] = f"python -m benchmarks.soundness {goal}"
         GOALS[goal]()
 
 
