@@ -109,7 +109,9 @@ def _claims(
             lower, upper = down(lower), up(upper)
         layers.append({"kind": bound.kind, "lower": lower.hex(), "name": bound.name, "upper": upper.hex()})
     ends = [[Fraction(float.fromhex(layer[end])) for layer in layers] for end in ("lower", "upper")]
-    radius_N = torch.tensor([down(r) for r in certificates.radius_B.tolist()], dtype=torch.float64)
+    # A checker divides by the claimed upper ends, which are above the proven ones.
+    cost = Fraction(bounds.upper) / math.prod(ends[1], start=Fraction(1))
+    radius_N = torch.tensor([down(cost * Fraction(r)) for r in certificates.radius_B.tolist()], dtype=torch.float64)
     # A radius so small that nothing is left of it after rounding claims nothing.
     prediction_N = torch.where(radius_N > 0, certificates.prediction_B, ABSTAIN)
     labels_N = images.labels_N
@@ -162,12 +164,12 @@ def _evidence(chain: nn.Sequential, certificates: Certificates) -> dict[str, Ten
     return evidence
 
 
-def up(value: float) -> float:
+def up(value: float | Fraction) -> float:
     """A claim safely above a proven upper end: raised by 2**-29 of it, then to 31 significant bits."""
     return _grid(Fraction(value) * (1 + _SLACK), up=True)
 
 
-def down(value: float) -> float:
+def down(value: float | Fraction) -> float:
     """A claim safely below a proven radius or lower end; 0 for 0."""
     return _grid(Fraction(value) * (1 - _SLACK), up=False)
 
