@@ -64,15 +64,18 @@ def write_bundle(
 
     Args:
         model: what was certified; its weights must be float32 numbers.
-        certificates: with guarantee "real" or "executed": a nominal one is no proof and gets no bundle.
+        certificates: executed, or real from a float64 pass; a nominal one is no proof and gets no bundle.
         radii: at which correct and certified images are counted.
 
     Raises:
         NotCertifiable: certificates that are not a proof, or of other images. TypeError: a layer with no place in the
             format.
     """
-    if certificates.guarantee not in ("real", "executed"):
-        raise NotCertifiable(f"guarantee={certificates.guarantee!r}: a bundle holds proofs, 'real' or 'executed'")
+    if not has_bundle(certificates.guarantee, certificates.arithmetic):
+        raise NotCertifiable(
+            f"guarantee={certificates.guarantee!r} in {certificates.arithmetic}: a bundle holds 'executed' "
+            "certificates and, from a float64 pass, 'real' ones"
+        )
     if len(certificates) != len(images.index_N) or not bool((images.index_N.diff() > 0).all()):
         raise NotCertifiable(f"{len(certificates)} certificates of {len(images.index_N)} images, which must ascend")
     chain = plain_chain(model)
@@ -85,6 +88,11 @@ def write_bundle(
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return folder
+
+
+def has_bundle(guarantee: str, arithmetic: str) -> bool:
+    """Whether such certificates can be written as a bundle: proofs whose logits come from a float64 pass."""
+    return guarantee == "executed" or (guarantee, arithmetic) == ("real", "float64")
 
 
 def claims_text(claims: dict[str, Any]) -> str:
@@ -110,7 +118,8 @@ def _claims(
         layers.append({"kind": bound.kind, "lower": lower.hex(), "name": bound.name, "upper": upper.hex()})
     ends = [[Fraction(float.fromhex(layer[end])) for layer in layers] for end in ("lower", "upper")]
     # A checker divides by the claimed upper ends, which are above the proven ones.
-    cost = Fraction(bounds.upper) / math.prod(ends[1], start=Fraction(1))
+    claimed = math.prod(ends[1], start=Fraction(1))
+    cost = Fraction(bounds.upper) / claimed if claimed else Fraction(1)
     radius_N = torch.tensor([down(cost * Fraction(r)) for r in certificates.radius_B.tolist()], dtype=torch.float64)
     # A radius so small that nothing is left of it after rounding claims nothing.
     prediction_N = torch.where(radius_N > 0, certificates.prediction_B, ABSTAIN)

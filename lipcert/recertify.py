@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lipcert.certificate import Images, write_bundle
+from lipcert.certificate import Images, has_bundle, write_bundle
 from lipcert.certify import ABSTAIN, Certificates, certified_correct, certify
 from lipcert.chain import NotCertifiable
 from lipcert.config import RadiusText, Settings, parse, plain_values
@@ -149,7 +149,7 @@ def recertify(request: Request) -> Recertified:
     write_radii(path, certificates, split)
     radii = request.radii or (card["radius"],)
     bundle = None
-    if request.guarantee != "nominal":
+    if has_bundle(request.guarantee, request.arithmetic):
         bundle = local_dir() / "certificates" / named.stem
         write_bundle(bundle, chain, certificates, Images.of(data, split), radii)
     return Recertified(request, chain, certificates, images_NCHW, split.labels_N, radii, seconds, path, bundle)
