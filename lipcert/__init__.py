@@ -11,8 +11,8 @@
 
 A certificate at radius r says: no perturbation of l2 norm at most r changes the prediction. It rests on upper bounds
 of every layer's norm that are proven, rounding included (`lipcert.norm_bound`), never on the power method
-(`lipcert.norm_estimate`), which approaches the norm from below and is used for training only. The guarantee is
-*nominal*: rounding in the float64 forward pass itself is not counted.
+(`lipcert.norm_estimate`), which approaches the norm from below and is used for training only. It holds for the network
+as run in float64 (guarantee *executed*): every rounding of the forward pass, at every point of the ball, is counted.
 
 Importing lipcert does not import torch; the names below are loaded when first used.
 """

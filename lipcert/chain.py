@@ -73,7 +73,8 @@ class ChainBounds:
 
         def estimate(place: tuple[nn.Module, Step]) -> float:
             layer, step = place
-            return float(norm_estimate(layer, step.input_shape, steps=_ESTIMATE_STEPS)) if step.affine else 1.0
+            with torch.no_grad():  # a setting of each thread
+                return float(norm_estimate(layer, step.input_shape, steps=_ESTIMATE_STEPS)) if step.affine else 1.0
 
         # In float64, so that what is missing to the bound is the power method's own doing.
         double = copy.deepcopy(self.chain).double()

@@ -38,7 +38,7 @@ class Rounding(Settings):
         dtype = DTYPES[self.arithmetic]
         found = nothing(target)
         everything = torch.arange(len(target), device=target.images_BCHW.device)
-        start_BCHW = polish(target, DeepFool(arithmetic="float64").search(target), steps=5)
+        start_BCHW = polish(target, DeepFool(arithmetic="float64").search(target))
         # The image itself may be enough: its pixels, or the network's weights, are rounded on the way.
         for points_BCHW, push in ((start_BCHW, True), (target.images_BCHW, False)):
             put(found, everything, verify(target, points_BCHW, push, dtype))

@@ -11,7 +11,7 @@ from torch import nn
 from lipcert.bounds import Enclosure, norm_bound
 from lipcert.chain import ChainBounds, chain_bounds
 from lipcert.models import load
-from lipcert.report.estimates import NETWORK
+from lipcert.report.estimates import NETWORK, words
 from lipcert.report.tables import Markdown, down, table, up
 
 _SIZE = 7  # of the signal that shows the torus at work; odd, so that no frequency of its own circle is pi
@@ -60,18 +60,21 @@ def enclosure_words() -> Markdown:
     (fast, tight), layers = shipped_bounds(), shipped_layers()
     low = sum(x.estimate < x.tight.lower for x in layers)
     worst = max(layers, key=lambda x: x.fast.upper / x.tight.lower)
-    return Markdown(
+    return words(
         f"In {low} of {len(layers)} layers the power method, 500 rounds in float64, lies below the proven lower end. "
         f"Over the whole backbone it lacks {100 * (1 - fast.estimate / tight.lower):.2g} %. The fast bound has "
         f"{100 * (fast.upper / tight.upper - 1):.2g} % too much, at most "
         f"{100 * (worst.fast.upper / worst.tight.lower - 1):.2g} % in one layer (`{worst.name}`). The two ends of the "
-        f"tight enclosure differ by {_power_of_ten(tight.upper / tight.lower - 1)} of the product."
+        f"tight enclosure differ by {scientific(tight.upper / tight.lower - 1)} of the product."
     )
 
 
-def _power_of_ten(value: float) -> str:
-    exponent = math.floor(math.log10(value))
-    return f"${value / 10.0**exponent:.1f} \\cdot 10^{{{exponent}}}$"
+def scientific(value: float) -> str:
+    """A number as mathematics for a page: 4.2 times a power of ten."""
+    if value == 0:
+        return "0"
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"${digits} \\cdot 10^{{{int(exponent)}}}$"
 
 
 def second_difference() -> nn.Conv2d:

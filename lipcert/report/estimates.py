@@ -5,8 +5,6 @@ come from `lipcert.bounds`. Suffix N: features.
 """
 
 import functools
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,19 +14,18 @@ from torch import Tensor, nn
 
 from lipcert.bounds import Enclosure, norm_bound
 from lipcert.models import load
-from lipcert.power import norm_estimate
 from lipcert.report.svg import BLUE, FAINT, GREEN, INK, VERMILLION, WIDTH, Figure, canvas, finish
-from lipcert.report.tables import Markdown, down, table, up
+from lipcert.report.tables import Markdown, down, up
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NETWORK, LAYER, LAYER_SHAPE = "digits-liresnet-L6W32", "stack10", (32, 8, 8)
-_ROUNDS = 500  # what public codes use when they evaluate
+ROUNDS = 500  # what public codes use when they evaluate
 _LINEAR = 1e-3  # per cent; between minus and plus this, the figure's vertical axis is linear
 
 
-def public_estimates(layer: nn.Module, start: Tensor, rounds: int = _ROUNDS) -> list[float]:
+def public_estimates(layer: nn.Module, start: Tensor, rounds: int = ROUNDS) -> list[float]:
     """|A v| after 1, 2, ... rounds of v <- A^T A v / max(|A^T A v|, 1e-12), the clamp of `F.normalize`.
 
     layer: nn.Linear or zero-padded nn.Conv2d. start: (1, *input shape).
@@ -85,17 +82,17 @@ def power_figure() -> Figure:
     """How far the power method is from the norm after each round, with the proven ends."""
     runs = power_runs()
     figure, axes = canvas(WIDTH, 3.9)
-    x = range(1, _ROUNDS + 1)
+    x = range(1, ROUNDS + 1)
     drawn = (("from all ones", runs.ones, VERMILLION, "--"), ("from a random start", runs.random, BLUE, "-"))
     for label, values, colour, dash in drawn:
         axes.plot(x, [runs.excess(v) for v in values], dash, color=colour, linewidth=1.9, label=label)
     axes.set_yscale("symlog", linthresh=_LINEAR, linscale=0.6)
-    axes.set(xscale="log", xlim=(1, _ROUNDS), ylim=(-100, 3), xlabel="rounds of the power method")
+    axes.set(xscale="log", xlim=(1, ROUNDS), ylim=(-100, 3), xlabel="rounds of the power method")
     axes.set_ylabel("distance from the layer's norm")
     _ends(axes, runs)
     ticks = (-100, -10, -1, -0.1, -0.01, -0.001, 0, 0.001, 0.01, 0.1, 1)
     axes.set_yticks(ticks, ["0" if t == 0 else f"{t:+g}\N{NO-BREAK SPACE}%".replace("-", "−") for t in ticks])
-    axes.set_xticks([1, 10, 100, _ROUNDS], ["1", "10", "100", str(_ROUNDS)])
+    axes.set_xticks([1, 10, 100, ROUNDS], ["1", "10", "100", str(ROUNDS)])
     axes.minorticks_off()
     axes.grid()
     axes.legend(loc="lower right", labelcolor=INK, fontsize=10, frameon=False)
@@ -105,7 +102,7 @@ def power_figure() -> Figure:
     alt = (
         f"Distance of the power method from the norm of one layer, in per cent, against its rounds. Both runs stay "
         f"below the norm, by {early[0]} from all ones and {early[1]} from a random start after 10 rounds, by {late[0]} "
-        f"and {late[1]} after {_ROUNDS}. The tight proven ends lie on the norm, the fast one "
+        f"and {late[1]} after {ROUNDS}. The tight proven ends lie on the norm, the fast one "
         f"{runs.excess(runs.fast.upper):.2g} % above."
     )
     return finish("power-method", figure, alt, ("what", "round", "norm"), rows)
@@ -124,90 +121,17 @@ def _ends(axes: "Axes", runs: Runs) -> None:
 def power_words() -> Markdown:
     """The picture in words."""
     runs = power_runs()
-    late = sum(v < runs.tight.lower for v in (runs.ones[-1], runs.random[-1]))
-    return Markdown(
+    late = ("neither lies", "one lies", "both lie")[sum(run[-1] < runs.tight.lower for run in (runs.ones, runs.random))]
+    return words(
         f"The layer is `{LAYER}` of the shipped digits network. Its norm lies between {down(runs.tight.lower, 8)} and "
         f"{up(runs.tight.upper, 8)} (effort *tight*). After 10 rounds the power method is "
         f"{-runs.excess(runs.ones[9]):.2g} % too low from all ones and {-runs.excess(runs.random[9]):.2g} % from a "
-        f"random start; after {_ROUNDS} rounds still {-runs.excess(runs.ones[-1]):.2g} % and "
-        f"{-runs.excess(runs.random[-1]):.2g} %. Of the two final estimates, {late} lie below the proven lower end. "
+        f"random start; after {ROUNDS} rounds still {-runs.excess(runs.ones[-1]):.2g} % and "
+        f"{-runs.excess(runs.random[-1]):.2g} %. Of the two final estimates {late} below the proven lower end. "
         f"The fast bound is {runs.excess(runs.fast.upper):.2g} % too high, which makes radii smaller and nothing false."
     )
 
 
-@dataclass(frozen=True)
-class Miss:
-    """A layer, its start in public codes, and what it is."""
-
-    name: str
-    layer: nn.Module
-    shape: tuple[int, ...]
-    start: Tensor
-
-
-def _linear(rows: Sequence[Sequence[float]] | Tensor) -> nn.Linear:
-    weight = torch.as_tensor(rows, dtype=torch.float32)
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    layer.weight.data = weight
-    return layer
-
-
-def _convolution(weight: Tensor) -> nn.Conv2d:
-    layer = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], padding=weight.shape[2] // 2, bias=False)
-    layer.weight.data = weight
-    return layer
-
-
-@functools.cache
-def misses() -> tuple[Miss, ...]:
-    """Layers that show where the power method fails, by accident or by design."""
-    channels, features = 32, 32
-    near = 0.35 * random_start((channels, channels, 3, 3))[0] / (9 * channels) ** 0.5
-    near[:, :, 1, 1] += torch.eye(channels)
-    difference = torch.zeros(2, 2, 3, 3)
-    difference[0, :, 1, 1], difference[1, :, 1, 1] = torch.tensor([5.0, -5.0]), 0.25
-    start_N = random_start((features,))[0].double()
-    hidden_N = random_start((features,), seed=1)[0].double()
-    hidden_N -= (hidden_N @ start_N) / (start_N @ start_N) * start_N
-    hidden_N /= hidden_N.norm()
-    hidden = torch.eye(features, dtype=torch.float64) + 0.01 * torch.outer(hidden_N, hidden_N)
-    plain, ones = torch.ones(1, 2), torch.ones(1, channels, 8, 8)
-    return (
-        Miss("no trick: identity plus noise, 3×3", _convolution(near), (channels, 8, 8), ones),
-        Miss("rows (10, −10) and (0.1, 0.1)", _linear([[10.0, -10.0], [0.1, 0.1]]), (2,), plain),
-        Miss("difference of two channels, 3×3", _convolution(difference), (2, 8, 8), torch.ones(1, 2, 8, 8)),
-        Miss("10⁻⁷ times the identity", _linear(1e-7 * torch.eye(features)), (features,), torch.ones(1, features)),
-        Miss("stored start vector set to 0", _linear(hidden), (features,), torch.zeros(1, features)),
-        Miss("made against a known random start", _linear(hidden), (features,), random_start((features,))),
-    )
-
-
-def misses_table() -> Markdown:
-    """Proven ends beside 500 rounds as in public codes (their start) and by `lipcert.power` (random start)."""
-    rows = []
-    for miss in misses():
-        proven = norm_bound(miss.layer, miss.shape, effort="tight")
-        public = public_estimates(miss.layer, miss.start)[-1]
-        own = norm_estimate(miss.layer, miss.shape, steps=_ROUNDS).item()
-        rows.append((miss.name, *_ends_text(proven), *(_miss_text(value, proven) for value in (public, own))))
-    head = ("layer", "at least", "at most", "public style", "`lipcert.power`")
-    return table(head, rows, right=(1, 2, 3, 4))
-
-
-def _ends_text(proven: Enclosure) -> tuple[str, str]:
-    """Both ends outwards with seven significant digits."""
-    digits = 6 - math.floor(math.log10(proven.upper))
-    if digits <= 8:
-        return down(proven.lower, digits), up(proven.upper, digits)
-    power = digits - 6
-    return tuple(
-        f"{text} · 10⁻{'⁰¹²³⁴⁵⁶⁷⁸⁹'[power]}"
-        for text in (down(proven.lower * 10**power, 6), up(proven.upper * 10**power, 6))
-    )
-
-
-def _miss_text(estimate: float, proven: Enclosure) -> str:
-    """The estimate, and by how much it is too low; float32 itself cannot say better than a part in a million."""
-    low = 100 * (1 - estimate / proven.upper)
-    verdict = "right" if low < 1e-4 else f"{low:.0f} % low" if low > 10 else f"{low:.2g} % low"
-    return f"{estimate:.6g} ({verdict})"
+def words(text: str) -> Markdown:
+    """A sentence whose percentages do not break across lines."""
+    return Markdown(text.replace(" %", "\N{NO-BREAK SPACE}%"))
