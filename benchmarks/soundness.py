@@ -134,8 +134,9 @@ def corpus(cases: int = 12) -> None:
         rows, wrong = [("guarantee", "arithmetic", "cases", "false claims")], 0
         for claim in CLAIMS:
             checks = [c for c in examine(material, None, own(claim), claim).checks if c.name.startswith("corpus")]
-            wrong += sum(c.violations for c in checks)
-            rows.append((claim.guarantee, claim.arithmetic, str(sum(c.cases for c in checks)), str(wrong)))
+            false = sum(c.violations for c in checks)
+            wrong += false
+            rows.append((claim.guarantee, claim.arithmetic, str(sum(c.cases for c in checks)), str(false)))
         found |= {
             "measured": f"{sum(len(c) for c in material.corpus.values())} known counter-examples under "
             f"{len(CLAIMS)} guarantees: {wrong} false claims",

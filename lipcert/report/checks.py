@@ -104,12 +104,6 @@ def load_checks(folder: Path | None = None) -> list[Check]:
     )
 
 
-def checks_table() -> Markdown:
-    """Every goal: what was asked, what was measured, whether that met it."""
-    rows = [(c.goal, c.title, c.target, c.measured, c.verdict) for c in load_checks()]
-    return table(("goal", "what", "target", "measured", "verdict"), rows)
-
-
 def check_rows(goal: str) -> Markdown:
     """The table that came with one check; a plain sentence where it was not run."""
     for check in load_checks():
@@ -124,7 +118,6 @@ def check_words(goal: str) -> Markdown:
     for check in load_checks():
         if check.goal == goal:
             where = f"{check.hardware.get('processor')}, {check.hardware.get('cores')} cores"
-            return Markdown(
-                f"{check.measured} (`{check.command}`, {check.seconds:,.0f} s, {where}, commit {check.commit:.7})"
-            )
+            commit = (check.commit or "unknown")[:7]
+            return Markdown(f"{check.measured} (`{check.command}`, {check.seconds:,.0f} s, {where}, commit {commit})")
     return Markdown("Not run.")
