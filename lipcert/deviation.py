@@ -7,7 +7,8 @@ output, n_l the number of outputs. u and w are unit roundoff and smallest normal
 **Centre.** The certifier computes x_l at the image x in its own arithmetic. e_l >= ||x_l - f_l(x)||:
     e_0 = u ||x_0||                                  (pixels are fractions such as k/255; x_0 is what was stored)
     affine:  e_l = c_l e_{l-1} + gamma_{k+2} s_l + t_l,   s_l >= || |W_l||x_{l-1}| + |b_l| ||
-    shift:   e_l = e_{l-1} + u (||x_l|| + |a| sqrt(n))        sorting, clipping at 0, padding, reshaping: e_l = e_{l-1}.
+    shift:   e_l = e_{l-1} + u (1 + 2u) (||x_l|| + |a| sqrt(n))
+    sorting, clipping at 0, padding, reshaping: e_l = e_{l-1}.
 *Proof.* Layer l moves the difference of its two inputs by at most c_l; its own rounding is at most gamma_{k+1} |W||x|
 + |b| entry by entry in any order of summation, fused or not (k products, the bias one more term).
 
@@ -16,7 +17,7 @@ to that arithmetic first. With d_l(r) >= ||y_l - f_l(x')|| over the whole ball, 
 least ||y_l - x_l||:
     d_0 = u (||x_0|| + e_0 + r) + w sqrt(n)
     affine:  d_l = c_l d_{l-1} + gamma_{k+2} (s_l + m_l g_{l-1}) + t_l
-    shift:   d_l = d_{l-1} + u (||x_l|| (1 + u) + g_{l-1} + |a| sqrt(n)),
+    shift:   d_l = d_{l-1} + u (1 + 2u) (||x_l|| (1 + 2u) + g_{l-1} + |a| sqrt(n)),
 since || |W||y| + |b| || <= s_l + || |W||y - x_{l-1}| ||. All of them are affine in r: two numbers, `at` and `slope`.
 
 **Underflow.** Results and operands below w may be read as zero:
@@ -27,7 +28,8 @@ Layers that only compare or copy may flush too: w sqrt(n).
 z_p - z_j by ||h_p - h_j|| e + q_p + q_j. So with z computed at the centre and K_pj = P ||h_p - h_j||:
     real:      z_p - z_j - (||h_p - h_j|| e + q_p + q_j) > K_pj r    proves the exact network on the ball;
     executed:  z_p - z_j - (...) - (||h_p - h_j|| d(r) + q'_p(r) + q'_j(r)) > K_pj r    proves the deployed one.
-**Overflow.** Partial sums in any order stay below 2 (s_l + m_l g_{l-1}); that must be below the largest number.
+**Overflow.** Partial sums in any order stay below 2 (s_l + m_l g_{l-1}), differences and the constants of shifts below
+twice what is in the brackets above; that must be below the largest number.
 
 This is a running error analysis (Higham, Accuracy and Stability, 2nd ed., section 3.3) of both runs; Murray
 (arXiv 2603.13334) bounds the same deviation from weights alone, without the activations at the image.
@@ -206,10 +208,13 @@ class _Runs:
     def other(self, index: int, step: Step) -> None:
         centre, ball = _copied(step.outputs, self.computed), Linear(0.0, 0.0) + _copied(step.outputs, self.deployed)
         if step.shift is not None:
+            # `amount` is rounded to the arithmetic before it is subtracted: u (1 + 2u) covers both roundings.
             constant = step.shift * math.sqrt(step.outputs) * _UP
-            norm_B = self.norms_BL[:, index] * (1 + 2 * round_up(self.deployed.unit))
-            centre += (norm_B + constant) * round_up(self.computed.unit)
-            ball += (self.apart() + norm_B + constant) * round_up(self.deployed.unit)
+            norm_B, units = self.norms_BL[:, index], [round_up(f.unit) for f in (self.computed, self.deployed)]
+            centre += (norm_B + constant) * (units[0] * (1 + 2 * units[0]))
+            there = (self.apart() + norm_B * (1 + 2 * units[1]) + constant).up()
+            ball += there * (units[1] * (1 + 2 * units[1]))
+            self._meet(there)
         self._update(self.centre_B + centre, self.ball + ball)
 
     def head(self, index: int, step: Step, head: nn.Linear) -> Deviation:

@@ -231,6 +231,16 @@ def test_overflow_in_the_deployed_arithmetic_only():
     assert certify(chain, image, arithmetic="float32").prediction_B.tolist() == [ABSTAIN]
 
 
+def test_a_constant_that_the_deployed_arithmetic_cannot_hold():
+    """float32 subtracts infinity; the weights behind it are so small that float64 sees nothing odd."""
+    chain = nn.Sequential(
+        Shift(-1e39), nn.Flatten(), linear(torch.eye(2) * 1e-38), nn.ReLU(), linear(torch.eye(2) * 1e30, [1e33, 0.0])
+    ).eval()
+    image = torch.ones(1, 1, 1, 2, dtype=torch.float64)
+    assert certify(chain, image).prediction_B.tolist() == [0]
+    assert certify(chain, image, arithmetic="float32").prediction_B.tolist() == [ABSTAIN]
+
+
 def test_norms_beyond_float64_are_refused():
     dense = linear(torch.full((2, 2), 1.5e308, dtype=torch.float64), dtype=torch.float64)
     with pytest.raises(NotCertifiable, match="'1'"):
