@@ -99,8 +99,8 @@ def speeds() -> None:
         missed = [key for (key, value), limit in zip(seconds.items(), limits, strict=True) if value > limit]
         found |= {
             "measured": "dense nets of the published shapes with random weights "
-            f"{seconds['784-128x8-10']:.3f} s and {seconds['3072-512-256-128x6-10']:.2f} s (published, trained weights in "
-            "exact rationals on another machine: 1,768 s and 64,766 s); a 64-channel 16 x 16 convolution "
+            f"{seconds['784-128x8-10']:.3f} s and {seconds['3072-512-256-128x6-10']:.2f} s (published, trained weights "
+            "in exact rationals on another machine: 1,768 s and 64,766 s); a 64-channel 16 x 16 convolution "
             f"{seconds['fast']:.2f} s fast, {seconds['tight']:.1f} s tight; {torch.get_num_threads()} threads at "
             f"{speed / 1e9:.0f} GFLOP/s",
             "verdict": "in part" if missed else "met",
