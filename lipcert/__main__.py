@@ -159,8 +159,7 @@ def _runs_certify(options: argparse.Namespace) -> int:
 def _attack(options: argparse.Namespace) -> int:
     from lipcert.attack import run
 
-    found, path = run(options.model, options.count, options.strong)
-    print(path)
+    found, _ = run(options.model, options.count, options.strong)
     return 1 if found.violations else 0
 
 
