@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 
-import lipcert
 from benchmarks import tightness
 from lipcert import checker
 from lipcert.attack.fields import Falsification
@@ -34,6 +33,7 @@ from lipcert.bench.run import RAZORS, examine, prepare
 from lipcert.bench.verdict import judge, kept
 from lipcert.certify import GUARANTEES, certify, certify_each
 from lipcert.chain import chain_bounds
+from lipcert.commands import own_bound, own_certify
 from lipcert.data import load_dataset, to_unit
 from lipcert.models import load
 from lipcert.models.stored import shipped
@@ -47,17 +47,7 @@ CLAIMS = [Claim(g, a) for g in GUARANTEES for a in ("float64", "float32") if (g,
 
 def own(claim: Claim) -> Callable:
     """lipcert's certifier as the bench wants it."""
-
-    def certified(model, images_BCHW):
-        found = certify(model, images_BCHW, guarantee=claim.guarantee, arithmetic=claim.arithmetic)
-        return found.prediction_B, found.radius_B
-
-    return certified
-
-
-def upper(layer, shape) -> float:
-    """lipcert's bound as the bench wants it."""
-    return lipcert.norm_bound(layer, shape).upper
+    return functools.partial(own_certify, guarantee=claim.guarantee, arithmetic=claim.arithmetic)
 
 
 def razor_edges(nets: int = 250) -> None:
@@ -117,7 +107,7 @@ def corpus(cases: int = 12) -> None:
     topics = len(material.corpus)
     with measuring("S9", "fails closed", "nothing certified in a table of 50 cases") as found:
         entries = sum(len(c) for topic, c in material.corpus.items() if topic != "rounding")
-        report = examine(material, upper, own(Claim("executed")), Claim("executed"))
+        report = examine(material, own_bound, own(Claim("executed")), Claim("executed"))
         closed = [check for check in report.checks if check.about == "fail closed"]
         wrong = sum(check.violations for check in closed)
         found |= {
@@ -157,10 +147,10 @@ def reproducible(images: int = 512) -> None:
                 out = subprocess.run([*command, str(count)], capture_output=True, text=True, check=True).stdout
                 digests.setdefault(name, []).append(json.loads(out))
         same = all(
-            run["whole"] == runs[0]["whole"] if len(run["whole"]) > 20 and run["batch"] == 256 else True
+            run["parts_equal"] and (run["batch"] != 256 or run["whole"] == runs[0]["whole"])
             for runs in digests.values()
             for run in runs
-        ) and all(run["parts_equal"] for runs in digests.values() for run in runs)
+        )
         found |= {
             "measured": f"{', '.join(nets)}: logits, predictions and radii (executed, effort tight for the digits) are "
             f"{'equal' if same else 'NOT equal'} byte for byte across batches of 1, 7 and 256, 1 and 2 threads and "

@@ -4,7 +4,6 @@ The test set is used here only.
 """
 
 import csv
-import datetime
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -62,7 +61,7 @@ def write_results(run: Run, status: str) -> Path:
         bounds=bounds,
         provenance=records.Provenance(
             command=provenance.command(), seed=config.seed, commit=run.commit, dirty=run.dirty,
-            versions=provenance.versions(), hardware=provenance.hardware(run.device), finished=_now(),
+            versions=provenance.versions(), hardware=provenance.hardware(run.device), finished=provenance.now(),
         ),
     )  # fmt: skip
     return records.write_record(record)
@@ -97,7 +96,7 @@ def certify_again(run: str, effort: str = "fast", progress: bool = False) -> Pat
         )  # fmt: skip
     certified = records.Certified(
         command=provenance.command(), commit=commit, dirty=dirty, versions=provenance.versions(),
-        hardware=provenance.hardware(device), finished=_now(),
+        hardware=provenance.hardware(device), finished=provenance.now(),
     )  # fmt: skip
     _bring(record, folder)
     model = record.model.model_copy(update={"file": f"models/{record.id}.safetensors"})
@@ -250,7 +249,3 @@ def write_radii(path: Path, certificates: Certificates, split: Split) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(RADII_FIELDS)
         writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

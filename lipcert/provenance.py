@@ -1,5 +1,6 @@
 """Where a number comes from: command, commit, versions, hardware, hashes."""
 
+import datetime
 import hashlib
 import os
 import platform
@@ -15,6 +16,11 @@ from lipcert.paths import ROOT
 
 _SOURCES = ("lipcert", "notebooks", "pyproject.toml", "constraints.txt")
 _PACKAGES = ("lipcert", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors", "pytorch-optimizer")
+
+
+def now() -> str:
+    """UTC time, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def git_state() -> tuple[str | None, bool | None]:

@@ -15,7 +15,7 @@ from lipcert.chain import NotCertifiable
 from lipcert.config import RadiusText, Settings, parse, plain_values
 from lipcert.data import Split, load_dataset, to_unit
 from lipcert.evaluate import write_radii
-from lipcert.models import load, load_network
+from lipcert.models import open_network
 from lipcert.paths import local_dir
 from lipcert.provenance import tensors_sha256
 from lipcert.report.tables import Markdown, down, percent, table, up
@@ -127,7 +127,7 @@ def recertify(request: Request) -> Recertified:
         NotCertifiable: images the network cannot take, or numbers outside the test set.
     """
     named = Path(request.model)
-    chain = load_network(named) if named.exists() or len(named.parts) > 1 else load(request.model)
+    chain = open_network(request.model)
     card = chain.card
     name = request.images or card["dataset"]
     subset = card["classes"] if name == card["dataset"] else None

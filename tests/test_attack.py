@@ -328,7 +328,7 @@ def test_run_writes_one_json_and_prints_the_table(results, capsys, monkeypatch) 
 
     chain = nn.Sequential(nn.Flatten(), plain_linear(torch.randn(10, 64), torch.zeros(10))).eval()
     chain.card = {"dataset": "digits", "classes": 10, "class_seed": 2023}
-    monkeypatch.setattr(command, "load", lambda name: chain)
+    monkeypatch.setattr(command, "open_network", lambda name: chain)
     result, path = command.run("some-net", count=12, strong=5, attacks=(Inside(), "deepfool"), start=3, progress=False)
     assert [(a.name, a.images) for a in result.attacks] == [("inside", 12), ("deepfool", 5)]
     assert (result.model, result.dataset, result.start, result.images) == ("some-net", "digits", 3, 12)

@@ -1,6 +1,5 @@
 """Certify test images of a stored network and attack the certificates, end to end: one JSON and one table."""
 
-import datetime
 import json
 import os
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from lipcert.attack.projected import Inside
 from lipcert.certify import certify
 from lipcert.chain import NotCertifiable, chain_bounds
 from lipcert.data import load_dataset, to_unit
-from lipcert.models import load, load_network
+from lipcert.models import open_network
 from lipcert.paths import local_dir
 from lipcert.progress import Progress
 from lipcert.records import Provenance
@@ -51,7 +50,7 @@ def run(
         FileNotFoundError, ValueError: unknown network or data set. NotCertifiable: numbers outside the test set.
     """
     named = Path(model_name)
-    chain = load_network(named) if named.exists() or len(named.parts) > 1 else load(model_name)
+    chain = open_network(model_name)
     card = chain.card
     data = load_dataset(card["dataset"], card["classes"], card["class_seed"])
     stop = len(data.test) if count == 0 else start + count
@@ -123,5 +122,5 @@ def _provenance(seed: int) -> Provenance:
         dirty=dirty,
         versions=provenance.versions(),
         hardware=provenance.hardware(torch.device("cpu")),
-        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        finished=provenance.now(),
     )

@@ -10,12 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lipcert.attack.polish import polish, to_hyperplane
-from lipcert.attack.target import DTYPES, Found, Target, column, lengths, nearest_plane, rival_gradients, verify
-from lipcert.config import Settings
+from lipcert.attack.polish import Polished, to_hyperplane
+from lipcert.attack.target import DTYPES, Target, column, lengths, nearest_plane, rival_gradients
 
 
-class DeepFool(Settings):
+class DeepFool(Polished):
     """Steps to the nearest boundary of the linearised network until the answer changes (arXiv 1511.04599, l2)."""
 
     name: Literal["deepfool"] = "deepfool"
@@ -24,10 +23,6 @@ class DeepFool(Settings):
     overshoot: float = Field(0.02, ge=0, description="share added to every step")
     arithmetic: Literal["float32", "float64"] = Field("float32", description="of the search")
     batch: int = Field(100, ge=1, description="images at once")
-
-    def find(self, target: Target) -> Found:
-        """The search's points, polished and verified."""
-        return verify(target, polish(target, self.search(target)))
 
     def search(self, target: Target) -> Tensor:
         """The first changed point per image, else the last one reached, float64."""
@@ -49,7 +44,7 @@ class DeepFool(Settings):
         return points_BCHW.double()
 
 
-class Fab(Settings):
+class Fab(Polished):
     """Fast adaptive boundary attack (arXiv 1907.02044, algorithm 1, l2): both the point and the image are projected."""
 
     name: Literal["fab"] = "fab"
@@ -61,10 +56,6 @@ class Fab(Settings):
     backward: float = Field(0.9, gt=0, lt=1, description="beta: where to go on after a success, from the image")
     arithmetic: Literal["float32", "float64"] = Field("float32", description="of the search")
     batch: int = Field(100, ge=1, description="images at once")
-
-    def find(self, target: Target) -> Found:
-        """The search's points, polished and verified."""
-        return verify(target, polish(target, self.search(target)))
 
     def search(self, target: Target) -> Tensor:
         """The closest changed point per image, else the image, float64."""

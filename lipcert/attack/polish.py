@@ -6,10 +6,23 @@ Shape letters: B images, C H W image.
 import torch
 from torch import Tensor
 
-from lipcert.attack.target import Target, column, lengths, nearest_plane, rival_gradients
+from lipcert.attack.target import Found, Target, column, lengths, nearest_plane, rival_gradients, verify
+from lipcert.config import Settings
 
 _RIVALS = 9
 _SECANTS = {torch.float32: 5, torch.float64: 9}  # network runs per crossing: enough on a piecewise linear margin
+
+
+class Polished(Settings):
+    """An attack whose search proposes points that are then polished and verified."""
+
+    def search(self, target: Target) -> Tensor:
+        """A point for every image, (B, C, H, W) float64: a changed one where it found one."""
+        raise NotImplementedError(f"no search for {type(self).__name__}")
+
+    def find(self, target: Target) -> Found:
+        """The search's points, polished and verified."""
+        return verify(target, polish(target, self.search(target)))
 
 
 def polish(target: Target, points_BCHW: Tensor, steps: int = 20, exact_steps: int = 3) -> Tensor:

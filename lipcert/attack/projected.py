@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from lipcert.attack.polish import polish
+from lipcert.attack.polish import Polished
 from lipcert.attack.target import DTYPES, Found, Target, column, gradient_of, lengths, margin_of, nothing, put, verify
 from lipcert.config import Settings
 
@@ -78,7 +78,7 @@ class Inside(Settings):
         return found
 
 
-class Pgd(Settings):
+class Pgd(Polished):
     """Projected gradient ascent (arXiv 1706.06083, l2 ball) in growing balls, until the answer changes."""
 
     name: Literal["pgd"] = "pgd"
@@ -93,10 +93,6 @@ class Pgd(Settings):
     arithmetic: Literal["float32", "float64"] = Field("float32", description="of the search")
     batch: int = Field(100, ge=1, description="images at once")
 
-    def find(self, target: Target) -> Found:
-        """The search's points, polished and verified."""
-        return verify(target, polish(target, self.search(target)))
-
     def search(self, target: Target) -> Tensor:
         """The closest changed point per image in the smallest ball that has one, else the image, float64."""
 
@@ -107,7 +103,7 @@ class Pgd(Settings):
         return _growing(target, self.scales, self.restarts, attempt)
 
 
-class Apgd(Settings):
+class Apgd(Polished):
     """Auto-PGD (arXiv 2003.01690, algorithm 1) in growing balls, until the answer changes."""
 
     name: Literal["apgd"] = "apgd"
@@ -121,10 +117,6 @@ class Apgd(Settings):
     )
     arithmetic: Literal["float32", "float64"] = Field("float32", description="of the search")
     batch: int = Field(100, ge=1, description="images at once")
-
-    def find(self, target: Target) -> Found:
-        """The search's points, polished and verified."""
-        return verify(target, polish(target, self.search(target)))
 
     def search(self, target: Target) -> Tensor:
         """The closest changed point per image in the smallest ball that has one, else the image, float64."""

@@ -3,7 +3,7 @@
 from lipcert.config import ModelConfig
 from lipcert.models.liresnet import liresnet
 from lipcert.models.network import Network
-from lipcert.models.stored import load, load_network, save_network
+from lipcert.models.stored import load, load_network, open_network, save_network
 
 FAMILIES = {
     "liresnet": liresnet,
@@ -19,4 +19,4 @@ def build_model(config: ModelConfig) -> Network:
     return FAMILIES[config.family](config)
 
 
-__all__ = ["FAMILIES", "ModelConfig", "Network", "build_model", "load", "load_network", "save_network"]
+__all__ = ["FAMILIES", "ModelConfig", "Network", "build_model", "load", "load_network", "open_network", "save_network"]

@@ -131,6 +131,12 @@ def shipped() -> list[str]:
     return sorted(p.stem for p in (results_dir() / "models").glob("*.safetensors"))
 
 
+def open_network(name: str) -> nn.Sequential:
+    """A network by path, where there is such a file or folder part, else by name as `load` takes it."""
+    named = Path(name)
+    return load_network(named) if named.exists() or len(named.parts) > 1 else load(name)
+
+
 def load(name: str) -> nn.Sequential:
     """A shipped network by name, or one of your own runs by id, ready to certify.
 

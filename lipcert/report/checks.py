@@ -3,7 +3,6 @@
 `python -m benchmarks.soundness` measures and writes to `results/local/checks`; `--publish` copies to `results/checks`.
 """
 
-import datetime
 import json
 import os
 import time
@@ -55,7 +54,7 @@ def measuring(goal: str, title: str, target: str) -> Iterator[dict]:
     check = Check(
         goal=goal, title=title, target=target, seconds=round(time.monotonic() - start, 1),
         command=provenance.command(), commit=commit, dirty=dirty, hardware=provenance.hardware(torch.device("cpu")),
-        versions=provenance.versions(), finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        versions=provenance.versions(), finished=provenance.now(),
         **found,
     )  # fmt: skip
     write_check(check, local_dir())
