@@ -71,6 +71,20 @@ class _MinMax(torch.autograd.Function):
         return torch.cat([torch.where(swapped, low, high), torch.where(swapped, high, low)], dim=1)
 
 
+class Residual(nn.Module):
+    """x + branch(x), with a branch that need not be linear: the conventional residual block, in a plain chain.
+
+    What is known of it in general is the triangle inequality, Lip <= 1 + Lip(branch). The branch keeps the shape.
+    """
+
+    def __init__(self, branch: nn.Sequential):
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
 class Shift(Map):
     """Subtract a constant: 1-Lipschitz. Networks see pixels minus 1/2, so that zero padding is mid grey."""
 
