@@ -15,13 +15,19 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lipcert.radius import Radius
+from lipcert.schedules import schedule
 
 
 def _radius_text(value: Any) -> str:
     return str(Radius(value))
 
 
+def _number_or_text(value: Any) -> Any:
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
 RadiusText = Annotated[str, BeforeValidator(_radius_text)]
+ScheduleText = Annotated[str, BeforeValidator(_number_or_text)]  # in the language of lipcert.schedules
 
 
 class ConfigError(ValueError):
@@ -42,48 +48,78 @@ class Settings(BaseModel):
         return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
 
-class ModelConfig(Settings):
+class Architecture(Settings):
+    """What a network is, apart from the images it takes: shared by `ModelConfig` and `TrainConfig`."""
+
+    family: Literal["liresnet", "resnet", "convnet", "gloro"] = Field("liresnet", description="network family")
+    depth: int = Field(6, ge=1, le=1000, description="blocks; gloro: convolutions, of a published network")
+    width: int = Field(32, ge=2, le=8192, multiple_of=2, description="channels of the blocks, or of the first stage")
+    activation: Literal["minmax", "relu"] = Field("minmax", description="non-linearity")
+    neck: Literal["conv_dense", "dense", "orthogonal"] = Field(
+        "orthogonal", description="reference necks of generations 1 and 2, or the Cholesky-orthogonal one; not of gloro"
+    )
+    neck_width: int = Field(
+        128, ge=2, le=65536, multiple_of=2, description="features after the neck; gloro: of hidden dense layers"
+    )
+    stem: Literal["auto", "5x5/2", "7x7/4", "3x3/1", "patch"] = Field(
+        "auto", description="first convolution, kernel/stride; auto picks it from the input size; not of gloro"
+    )
+    centering: bool = Field(False, description="subtract batch means in the blocks of a liresnet (generation 3)")
+    tail_depth: int = Field(0, ge=0, le=1000, description="orthogonal residual dense layers after the neck")
+    init: Literal["orthogonal", "glorot"] = Field("orthogonal", description="initial weights of a gloro network")
+
+    @model_validator(mode="after")
+    def _of_the_family(self) -> "Architecture":
+        for key, families in _ONLY.items():
+            value, default = getattr(self, key), Architecture.model_fields[key].default
+            if value != default and self.family not in families:
+                raise ValueError(
+                    f"{key}={value!r} with family {self.family!r}: of {', '.join(families)} only; leave it out"
+                )
+        return self
+
+
+# Settings that only some families have.
+_ONLY = {"centering": ("liresnet",), "tail_depth": ("liresnet", "resnet", "convnet"), "init": ("gloro",)}
+
+
+class ModelConfig(Architecture):
     """A network by family and size; `lipcert.models.build_model` turns it into a module."""
 
-    family: Literal["liresnet"] = Field("liresnet", description="network family")
-    depth: int = Field(6, ge=1, le=1000, description="linear residual blocks")
-    width: int = Field(32, ge=2, le=8192, multiple_of=2, description="channels of the residual stack (even)")
-    neck: Literal["conv_dense", "dense", "orthogonal"] = Field(
-        "orthogonal", description="reference necks of generations 1 and 2, or the Cholesky-orthogonal one"
-    )
-    neck_width: int = Field(128, ge=2, le=65536, multiple_of=2, description="features after the neck (even)")
-    stem: Literal["auto", "5x5/2", "7x7/4", "3x3/1", "patch"] = Field(
-        "auto", description="first convolution, kernel/stride; auto picks it from the input size"
-    )
     channels: int = Field(1, ge=1, le=64, description="input channels")
     input_size: int = Field(8, ge=1, le=4096, description="side of the square input images in pixels")
     classes: int = Field(10, ge=2, le=100_000, description="number of classes")
 
 
-class TrainConfig(Settings):
+class TrainConfig(Architecture):
     """One training run, complete: data, network, loss, schedule, arithmetic, seed.
 
     Exactly one of `steps`, `epochs` and `minutes` sets the length. `minutes` is measured once at the start, turned
     into `steps`, and only the steps are stored, so that a rerun from the record repeats the run exactly.
     """
 
-    dataset: Literal["digits", "mnist", "cifar10", "cifar100"] = Field("digits", description="data set")
+    dataset: Literal["digits", "mnist", "cifar10", "cifar100", "tiny_imagenet", "imagenet"] = Field(
+        "digits", description="data set"
+    )
     classes: int | None = Field(None, ge=2, description="use a seeded subset of that many classes")
     class_seed: int = Field(2023, ge=0, description="seed of the class subset")
     validation: bool = Field(False, description="hold out a validation split and report on it, not on the test set")
 
-    family: Literal["liresnet"] = Field("liresnet", description="network family")
-    depth: int = Field(6, ge=1, le=1000, description="linear residual blocks")
-    width: int = Field(32, ge=2, le=8192, multiple_of=2, description="channels (even)")
-    neck: Literal["conv_dense", "dense", "orthogonal"] = Field("orthogonal", description="see ModelConfig")
-    neck_width: int = Field(128, ge=2, le=65536, multiple_of=2, description="features after the neck (even)")
-    stem: Literal["auto", "5x5/2", "7x7/4", "3x3/1", "patch"] = Field("auto", description="see ModelConfig")
+    generated: str | None = Field(None, description="npz of generated images to train on as well")
+    generated_ratio: float = Field(3.0, gt=0, le=100, description="generated images per real one in a step")
 
-    loss: Literal["emma", "emma_fixed", "gloro"] = Field("emma", description="training loss")
+    loss: Literal["emma", "emma_fixed", "gloro", "trades_kl", "trades_ce", "cross_entropy"] = Field(
+        "emma", description="training loss"
+    )
+    robust_weight: ScheduleText = Field("1", description="weight of the robust term of TRADES: number or schedule")
+    plain_share: float = Field(0.0, ge=0, lt=1, description="share of the run, first, on plain cross-entropy")
     radius: RadiusText = Field("36/255", description="l2 radius to certify, in pixels of [0, 1]")
     radius_start: float = Field(0.1, ge=0, le=10, description="training radius at the start, as a factor of radius")
     radius_end: float = Field(1.5, gt=0, le=10, description="training radius from radius_ramp on, as a factor")
     radius_ramp: float = Field(0.5, ge=0, le=1, description="share of the run over which the radius grows")
+    radius_schedule: ScheduleText | None = Field(
+        None, description="factor of radius over the run as a schedule; takes the place of the three above"
+    )
     report_radii: tuple[RadiusText, ...] = Field(
         ("36/255", "72/255", "108/255"), description="radii reported beside `radius`"
     )
@@ -95,7 +131,9 @@ class TrainConfig(Settings):
 
     optimizer: Literal["adam", "adamw", "nadam"] = Field("adamw", description="optimiser")
     lr: float = Field(4e-3, gt=0, le=10, description="peak learning rate")
-    lr_schedule: Literal["cosine", "constant_exp"] = Field("cosine", description="after the warm-up")
+    lr_schedule: ScheduleText = Field(
+        "cosine", description="after the warm-up: cosine, constant_exp (half and half), or a schedule of factors of lr"
+    )
     lr_end: float = Field(0.0, ge=0, le=1, description="final learning rate as a factor of lr")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the run with a linearly growing learning rate")
     beta1: float = Field(0.9, ge=0, lt=1, description="optimiser momentum")
@@ -104,6 +142,9 @@ class TrainConfig(Settings):
     lookahead: bool = Field(False, description="Lookahead around the optimiser (alpha 0.5, every 6 steps)")
     clip: float = Field(3.0, gt=0, description="largest global gradient norm")
     power_steps: int = Field(3, ge=1, le=1000, description="warm-started power-method steps per training step")
+    augmentation: Literal["crop", "gloro_cifar", "gloro_tiny", "randaugment", "imagenet", "imagenet_randaugment"] = (
+        Field("crop", description="crop and flip, or a published recipe's own; see lipcert.data.augment")
+    )
     crop: int | None = Field(None, ge=0, le=64, description="padding of the random crop; none: the data set's own")
     flip: bool | None = Field(None, description="random horizontal flip; none: the data set's own")
 
@@ -121,23 +162,38 @@ class TrainConfig(Settings):
             raise ValueError(f"length of the run: give exactly one of steps, epochs, minutes (given: {given})")
         if Radius(self.radius).exact == 0:
             raise ValueError(f"radius={self.radius} with loss {self.loss!r}: must be > 0")
+        for key in ("lr_schedule", "radius_schedule", "robust_weight"):
+            if (text := getattr(self, key)) not in (None, "cosine", "constant_exp"):
+                try:
+                    schedule(text, self.epochs)
+                except ValueError as error:
+                    raise ValueError(f"{key}: {error}") from None
         return self
 
     def digest(self) -> str:
         """Eight hexadecimal digits that change whenever a setting does (where it runs aside)."""
         settings = self.model_dump(mode="json", exclude={"device"})
+        for key in _LATER:
+            if settings[key] == TrainConfig.model_fields[key].default:
+                del settings[key]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
     def run_id(self) -> str:
         """`cifar10-liresnet-L6W64-emma-s0-1a2b3c4d`."""
         data = self.dataset if self.classes is None else f"{self.dataset}c{self.classes}"
-        size = f"{self.family}-L{self.depth}W{self.width}"
+        size = f"{self.family}-L{self.depth}W{self.width}"  # the published GloRo nets are L2W16, L4W32, L6W32, L8W64
         return f"{data}-{size}-{self.loss}-s{self.seed}-{self.digest()}"
 
     def with_steps(self, steps: int) -> "TrainConfig":
         """The same run with its length pinned to `steps`."""
         return self.model_copy(update={"steps": steps, "epochs": None, "minutes": None})
 
+
+# Settings younger than the first published runs: hashed only where they are used, so that those runs keep their ids.
+_LATER = (
+    "activation", "centering", "tail_depth", "init", "generated", "generated_ratio", "robust_weight", "plain_share",
+    "radius_schedule", "augmentation",
+)  # fmt: skip
 
 _LIMITS = {
     "minimum": ">=",

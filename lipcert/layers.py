@@ -4,10 +4,8 @@ A `Map` states how fast it can move its output (`norm_estimate`, from the power 
 once its parametrisation is resolved (`plain`: ordinary torch layers with frozen float32 weights, which is what gets
 certified, stored and executed). A map that can do neither has no place in a chain.
 
-Shape letters: B batch, C channels, H height, W width, F features, K classes, L blocks of a stack, O outputs, I inputs.
+Shape letters: B batch, C channels, H height, W width, F features, K classes, O outputs, I inputs.
 """
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +67,22 @@ class _MinMax(torch.autograd.Function):
         (swapped,) = ctx.saved_tensors
         high, low = grad.chunk(2, dim=1)
         return torch.cat([torch.where(swapped, low, high), torch.where(swapped, high, low)], dim=1)
+
+
+class ReLU(Map):
+    """max(x, 0): 1-Lipschitz, no rounding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu()
+
+    def norm_estimate(self, steps: int) -> float:
+        return 1.0
+
+    def plain(self) -> list[nn.Module]:
+        return [nn.ReLU()]
+
+
+ACTIVATIONS: dict[str, type[Map]] = {"minmax": MinMax, "relu": ReLU}
 
 
 class Residual(nn.Module):
@@ -179,52 +193,8 @@ class Dense(Map):
         return [plain_linear(self.linear.weight, self.linear.bias)]
 
 
-class LinearResidualStack(Map):
-    """`depth` linear residual blocks, each followed by MinMax: x <- MinMax(x + s gamma_l (V_l * x) + b_l).
-
-    The identity is folded into one kernel per block, K_l = Id + depth^(-1/2) gamma_l V_l, so that a block is one
-    convolution and its Lipschitz constant is the norm of one linear map: no triangle inequality over skip and branch,
-    hence tight at any depth (arXiv 2301.12549, section 4). gamma_l is a learnt scale per output channel and V starts
-    at N(0, 1) / (9 width), so the network starts near the identity and needs no normalisation layers.
-
-    Input and output (B, width, size, size).
-    """
-
-    def __init__(self, depth: int, width: int, input_size: int):
-        super().__init__()
-        self.depth, self.width = depth, width
-        self.branch_LOIhw = nn.Parameter(torch.randn(depth, width, width, 3, 3) / (9 * width))
-        self.gamma_LO = nn.Parameter(torch.ones(depth, width))
-        self.bias_LO = nn.Parameter(torch.zeros(depth, width))
-        self.register_buffer("iterate", start_vector(1, depth * width, input_size, input_size, groups=depth))
-        identity_OIhw = torch.zeros(width, width, 3, 3)
-        identity_OIhw[:, :, 1, 1] = torch.eye(width)
-        self.register_buffer("identity_OIhw", identity_OIhw, persistent=False)
-        self.activation = MinMax()
-
-    def kernels(self) -> Tensor:
-        """The folded kernels K_l, (L, O, I, 3, 3)."""
-        scale_LO111 = self.gamma_LO[..., None, None, None] / math.sqrt(self.depth)
-        return self.identity_OIhw + scale_LO111 * self.branch_LOIhw
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        for kernel_OIhw, bias_O in zip(self.kernels(), self.bias_LO, strict=True):
-            x_BCHW = self.activation(F.conv2d(x_BCHW, kernel_OIhw, bias_O, padding=1))
-        return x_BCHW
-
-    def norm_estimate(self, steps: int) -> Tensor:
-        # All blocks at once: one grouped convolution over the concatenated iterates.
-        return conv_estimate(self.kernels().flatten(0, 1), self.iterate, steps, 1, 1, groups=self.depth).prod()
-
-    def plain(self) -> list[nn.Module]:
-        layers: list[nn.Module] = []
-        for kernel_OIhw, bias_O in zip(self.kernels(), self.bias_LO, strict=True):
-            layers += [plain_conv(kernel_OIhw, bias_O, 1, 1), MinMax()]
-        return layers
-
-
-class NormalizedHead(Map):
-    """Last dense layer with unit rows (last-layer normalisation): logits z = (w_i / |w_i|) . x + b.
+class Head(Map):
+    """Last dense layer, logits z = w_i . x + b.
 
     A chain ends with it. Certificates use |w_i - w_j| for every pair of classes instead of one norm for the head,
     which is exact for the last layer (arXiv 2102.08452, section 3).
@@ -235,15 +205,16 @@ class NormalizedHead(Map):
         self.linear = nn.Linear(features, classes)
 
     def rows(self) -> Tensor:
-        """Unit rows, (K, F)."""
-        return F.normalize(self.linear.weight, dim=1)
+        """The rows w_i as they are used, (K, F)."""
+        return self.linear.weight
 
     def forward(self, x_BF: Tensor) -> Tensor:
         return F.linear(x_BF, self.rows(), self.linear.bias)
 
     def distances(self) -> Tensor:
         """|w_i - w_j| for every pair of rows, (K, K), differentiable off the diagonal; the diagonal is 0."""
-        gram_KK = self.rows() @ self.rows().T
+        rows_KF = self.rows()
+        gram_KK = rows_KF @ rows_KF.T
         squares_K = gram_KK.diagonal()
         squared_KK = squares_K[:, None] + squares_K[None, :] - 2 * gram_KK
         apart_KK = (squared_KK > 0) & ~torch.eye(len(gram_KK), dtype=torch.bool, device=gram_KK.device)
@@ -252,6 +223,13 @@ class NormalizedHead(Map):
 
     def plain(self) -> list[nn.Module]:
         return [plain_linear(self.rows(), self.linear.bias)]
+
+
+class NormalizedHead(Head):
+    """`Head` with rows of unit length, w_i / |w_i| (last-layer normalisation)."""
+
+    def rows(self) -> Tensor:
+        return F.normalize(self.linear.weight, dim=1)
 
 
 def conv_estimate(kernel: Tensor, iterate: Tensor, steps: int, stride: int, padding: int, groups: int = 1) -> Tensor:

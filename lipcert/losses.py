@@ -4,6 +4,9 @@ Shape letters: B batch, K classes. `margin_lipschitz_KK[i, j]` is how fast the m
 unit of radius; the loss trains against it, so gradients flow into it unless stated.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,13 +61,51 @@ def gloro_loss(logits_BK: Tensor, labels_B: Tensor, margin_lipschitz_KK: Tensor,
     return F.cross_entropy(torch.cat([logits_BK, bottom_B[:, None]], 1), labels_B)
 
 
-def training_loss(name: str):
-    """The loss behind a `TrainConfig.loss` name, with the signature of `gloro_loss`."""
-    return _LOSSES[name]
+def trades_loss(
+    logits_BK: Tensor,
+    labels_B: Tensor,
+    margin_lipschitz_KK: Tensor,
+    radius: float | Tensor,
+    weight: float = 1.0,
+    divergence: str = "kl",
+) -> Tensor:
+    """GloRo with TRADES: cross-entropy plus `weight` times the distance from softmax(z) to softmax([z, z_bot]).
+
+    Both distances have closed forms, since the two distributions differ by one common factor on every class: KL is
+    log(1 + exp(z_bot - log sum exp z)), and the cross-entropy is KL plus the entropy of softmax(z) (arXiv 2102.08452,
+    section 4; "trades_kl" and "trades_ce" of its library).
+
+    Args:
+        weight: lambda, >= 0. divergence: "kl" or "ce". The rest as in `emma_loss`.
+    """
+    bottom_B = bottom_logit(logits_BK, margin_lipschitz_KK, radius)
+    total_B = logits_BK.logsumexp(1)
+    distance_B = F.softplus(bottom_B - total_B)
+    if divergence == "ce":
+        distance_B = distance_B + total_B - (logits_BK.softmax(1) * logits_BK).sum(1)
+    elif divergence != "kl":
+        raise ValueError(f"divergence={divergence!r}: must be 'kl' or 'ce'")
+    return F.cross_entropy(logits_BK, labels_B) + weight * distance_B.mean()
 
 
-def _emma_fixed(logits_BK: Tensor, labels_B: Tensor, margin_lipschitz_KK: Tensor, radius: float | Tensor) -> Tensor:
-    return emma_loss(logits_BK, labels_B, margin_lipschitz_KK, radius, dynamic=False)
+_LOSSES = {
+    "emma": emma_loss,
+    "emma_fixed": functools.partial(emma_loss, dynamic=False),
+    "gloro": gloro_loss,
+    "trades_kl": trades_loss,
+    "trades_ce": functools.partial(trades_loss, divergence="ce"),
+    "cross_entropy": lambda logits_BK, labels_B, *_: F.cross_entropy(logits_BK, labels_B),
+}
 
 
-_LOSSES = {"emma": emma_loss, "emma_fixed": _emma_fixed, "gloro": gloro_loss}
+def training_loss(name: str) -> Callable[..., Tensor]:
+    """The loss behind a `TrainConfig.loss` name: f(logits, labels, margin Lipschitz matrix, radius, weight=1.0).
+
+    `weight` matters to TRADES only; plain cross-entropy ignores matrix and radius too.
+    """
+    loss = _LOSSES[name]
+    if name.startswith("trades"):
+        return loss
+    return lambda logits_BK, labels_B, margin_lipschitz_KK, radius, weight=1.0: loss(
+        logits_BK, labels_B, margin_lipschitz_KK, radius
+    )

@@ -1,39 +1,92 @@
 """Maps that are 1-Lipschitz by construction up to rounding: Cholesky-orthogonal layers (arXiv 2310.02513).
 
 Training counts them as 1. The certifier does not believe that: it bounds the materialised weights like any others.
+
+Shape letters: B batch, C channels (in a matrix: columns), H height, W width, R rows, F features, L layers of a stack,
+O outputs, I inputs.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from lipcert.layers import Map, plain_conv, plain_linear
+from lipcert.layers import Map, MinMax, plain_conv, plain_linear
 
 _RIDGE = 1e-3  # of the mean squared row length, as in the reference; keeps the factorisation well conditioned
 
 
 def cholesky_orthogonalise(matrix_RC: Tensor) -> Tensor:
-    """Rows (or columns, where these are fewer) made almost orthonormal: chol(M M^T + d I)^-1 M.
+    """Rows (or columns, where these are fewer) made almost orthonormal: W = chol(M M^T + d I)^-1 M.
 
     d = 1e-3 mean(diag(M M^T)) is treated as a constant. The singular values of the result are sqrt(l / (l + d)) for
     the eigenvalues l of M M^T, below 1 in exact arithmetic. Orthogonalising the smaller side is cheaper and avoids a
-    rank-deficient Gram matrix.
+    rank-deficient Gram matrix. Autocast is switched off: a Gram matrix in bfloat16 would train other weights than those
+    that are certified.
 
     Args:
-        matrix_RC: (R, C), any shape, finite.
+        matrix_RC: (..., R, C), a batch of matrices, float32 or float64.
 
     Returns:
-        (R, C), differentiable.
+        (..., R, C), differentiable once. NaN where the factorisation fails, which takes entries that are not finite,
+        a matrix of zeros, or a rounding error of the Gram matrix above d.
     """
-    if matrix_RC.shape[0] > matrix_RC.shape[1]:
-        return cholesky_orthogonalise(matrix_RC.T).T
-    # A Gram matrix in bfloat16 would train other weights than those that are certified.
-    with torch.autocast("cpu" if matrix_RC.is_meta else matrix_RC.device.type, enabled=False):
-        gram = matrix_RC @ matrix_RC.T
-        ridge = _RIDGE * gram.detach().diagonal().mean()
-        # `_ex`: no wait for the device to report success; where it fails the loss is not finite, which ends the run.
-        factor, _ = torch.linalg.cholesky_ex(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-        return torch.linalg.solve_triangular(factor, matrix_RC, upper=False)
+    if matrix_RC.shape[-2] > matrix_RC.shape[-1]:
+        return cholesky_orthogonalise(matrix_RC.mT).mT
+    return _CholeskyOrthogonalise.apply(matrix_RC)[0]
+
+
+class _CholeskyOrthogonalise(torch.autograd.Function):
+    """W = L^-1 M with L L^T = M M^T + d I, and its gradient by two products and one triangular solve.
+
+    Let G = dLoss/dW. From dW = L^-1 dM - L^-1 dL W,
+
+        dLoss = <L^-T G, dM> + <A, dL>,   A = -L^-T G W^T.
+
+    dL = L Phi(L^-1 dS L^-T) with Phi the lower triangle with half the diagonal, so that
+
+        <A, dL> = <sym(L^-T Phi(L^T A) L^-1), dS>,   dS = dM M^T + M dM^T.
+
+    (That only the lower triangle of A meets dL needs no care: L^T times a strictly upper triangle is one again, and Phi
+    drops it.) L^T A = -G W^T needs no solve, and M enters only as L^-1 M = W. With P = Phi(G W^T),
+
+        dLoss/dM = L^-T (G - (P + P^T) W).
+
+    Only W and L are kept. Autograd through the formula keeps S, L and M as well and takes three triangular solves and
+    four products.
+    """
+
+    @staticmethod
+    def forward(matrix_RC: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(_device_type(matrix_RC), enabled=False):
+            gram_RR = matrix_RC @ matrix_RC.mT
+            diagonal_R = gram_RR.diagonal(dim1=-2, dim2=-1)
+            diagonal_R += _RIDGE * diagonal_R.mean(dim=-1, keepdim=True)
+            # `_ex`: no wait for the device to report success.
+            factor_RR, failed = torch.linalg.cholesky_ex(gram_RR)
+            # What a failed factorisation leaves behind is finite; NaN makes the loss so, which ends the run.
+            factor_RR.diagonal(dim1=-2, dim2=-1).masked_fill_((failed != 0)[..., None], math.nan)
+            return torch.linalg.solve_triangular(factor_RR, matrix_RC, upper=False), factor_RR
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*output)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_RC: Tensor, _: Tensor) -> Tensor:
+        weight_RC, factor_RR = ctx.saved_tensors
+        with torch.autocast(_device_type(weight_RC), enabled=False):
+            lower_RR = (grad_RC @ weight_RC.mT).tril()
+            symmetric_RR = lower_RR + lower_RR.tril(-1).mT  # P + P^T: the halves of the diagonal add up
+            return torch.linalg.solve_triangular(factor_RR.mT, grad_RC - symmetric_RR @ weight_RC, upper=True)
+
+
+def _device_type(tensor: Tensor) -> str:
+    return "cpu" if tensor.is_meta else tensor.device.type  # autocast does not know meta
 
 
 class OrthogonalPatchConv(Map):
@@ -78,3 +131,44 @@ class OrthogonalDense(Map):
 
     def plain(self) -> list[nn.Module]:
         return [plain_linear(self.weight(), self.bias)]
+
+
+class OrthogonalResidualStack(Map):
+    """`depth` dense residual layers with Cholesky-orthogonal weights: x <- MinMax(W_l x + b_l), (B, F) to (B, F).
+
+    W_l orthogonalises M_l = I + depth^(-1/2) diag(gamma_l) V_l with V ~ N(0, 1) / features and gamma = 1 at the start,
+    so that the stack starts near MinMax alone (arXiv 2310.02513 and its code: 8 layers of 2048 features before the
+    head). W_l is nearly orthogonal only while M_l is well conditioned; its norm is below 1 in any case.
+
+    All weights are computed in one batched factorisation each time the stack runs and never kept: a kept one outlives
+    the parameters it came from.
+    """
+
+    def __init__(self, depth: int, features: int):
+        super().__init__()
+        if features % 2:
+            raise ValueError(f"features={features}: must be even, because MinMax sorts pairs of them")
+        self.branch_LFF = nn.Parameter(torch.randn(depth, features, features) / features)
+        self.gamma_LF = nn.Parameter(torch.ones(depth, features))
+        self.bias_LF = nn.Parameter(torch.zeros(depth, features))
+        self.activation = MinMax()
+
+    def weights(self) -> Tensor:
+        """The orthogonalised weights W_l, (L, F, F)."""
+        scale_LF1 = self.gamma_LF[..., None] / math.sqrt(len(self.gamma_LF))
+        identity_FF = torch.eye(self.gamma_LF.shape[1], dtype=self.gamma_LF.dtype, device=self.gamma_LF.device)
+        return cholesky_orthogonalise(identity_FF + scale_LF1 * self.branch_LFF)
+
+    def forward(self, x_BF: Tensor) -> Tensor:
+        for weight_FF, bias_F in zip(self.weights().to(x_BF.dtype), self.bias_LF, strict=True):
+            x_BF = self.activation(F.linear(x_BF, weight_FF, bias_F))
+        return x_BF
+
+    def norm_estimate(self, steps: int) -> float:
+        return 1.0
+
+    def plain(self) -> list[nn.Module]:
+        layers: list[nn.Module] = []
+        for weight_FF, bias_F in zip(self.weights(), self.bias_LF, strict=True):
+            layers += [plain_linear(weight_FF, bias_F), MinMax()]
+        return layers

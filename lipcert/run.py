@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipcert.config import ModelConfig, TrainConfig, steps_of
+from lipcert.config import Architecture, ModelConfig, TrainConfig, steps_of
 from lipcert.data import DATASETS, Dataset, augment, to_unit
 from lipcert.losses import bottom_logit, training_loss
 from lipcert.models import Network, build_model
 from lipcert.provenance import git_state
-from lipcert.schedules import learning_rate, training_radius
+from lipcert.schedules import learning_rate, robust_weight, training_radius
 
 _ORDER, _AUGMENT = 1, 2  # random streams
 _SHARED_FLOPS = 5e9  # a step below this stays on one thread
@@ -55,7 +55,7 @@ class Run:
         with torch.no_grad():
             self.network.lipschitz_estimate(_WARM_START_STEPS)
         self.optimizer = _optimizer(config, self.network)
-        self.loss = training_loss(config.loss)
+        self.loss, self.plain_loss = training_loss(config.loss), training_loss("cross_entropy")
         facts = DATASETS[config.dataset]
         self.crop = facts.crop if config.crop is None else config.crop
         self.flip = facts.flip if config.flip is None else config.flip
@@ -95,8 +95,9 @@ class Run:
             features_BF = self.forward(images_BCHW)
         logits_BK = self.network.head(features_BF.float())
         lipschitz = self.network.lipschitz_estimate(config.power_steps)
-        margin_KK = lipschitz * self.network.head.distances()
-        loss = self.loss(logits_BK, labels_B, margin_KK, radius)
+        margin_KK = self.network.margin_lipschitz(lipschitz)
+        loss = self.plain_loss if progress < config.plain_share else self.loss
+        loss = loss(logits_BK, labels_B, margin_KK, radius, robust_weight(config, progress))
         loss.backward()
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
         self.optimizer.step()
@@ -229,10 +230,8 @@ def step_flops(config: TrainConfig, data: Dataset) -> int:
 def model_config(config: TrainConfig, data: Dataset) -> ModelConfig:
     """The network a run trains."""
     channels, height, _ = data.shape
-    return ModelConfig(
-        family=config.family, depth=config.depth, width=config.width, neck=config.neck, neck_width=config.neck_width,
-        stem=config.stem, channels=channels, input_size=height, classes=data.classes,
-    )  # fmt: skip
+    architecture = config.model_dump(include=set(Architecture.model_fields))
+    return ModelConfig(**architecture, channels=channels, input_size=height, classes=data.classes)
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,24 +1,112 @@
-"""Schedules: pure functions of progress in [0, 1)."""
+"""Schedules: pure functions of progress in [0, 1), and the small language of the GloRo recipes for them.
 
+A schedule is a row of sections "[time:value]" joined by transitions: `-` linear, `-exp-` geometric, `-log-` linear in
+e^value, `-cos-` half a cosine, nothing: the value is held until the next section begins. Times are epochs ("20") or
+shares of the run ("50%"); the first defaults to the start, the last to the end. Values are factors of a base value:
+`[0.01]-log-[50%:1]-[1]` grows from a hundredth to the whole over the first half and stays (library of arXiv
+2102.08452). A bare number is constant.
+"""
+
+import functools
+import itertools
 import math
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from lipcert.config import TrainConfig
 from lipcert.radius import Radius
 
+if TYPE_CHECKING:
+    from lipcert.config import TrainConfig
 
-def learning_rate(config: TrainConfig, progress: float) -> float:
-    """Linear warm-up from 0 to `lr`, then half a cosine (or half constant and half exponential) to `lr * lr_end`."""
+_SECTION = r"\[(?:(?P<time>\d+(?:\.\d+)?)(?P<percent>%)?:)?(?P<value>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\]"
+_PART = re.compile(rf"(?P<join>-(?:exp-|log-|cos-)?)?{_SECTION}")
+
+_SHAPES: dict[str, Callable[[float, float, float], float]] = {
+    "": lambda start, end, t: start,
+    "-": lambda start, end, t: start + (end - start) * t,
+    "-exp-": lambda start, end, t: start * (end / start) ** t,
+    "-log-": lambda start, end, t: math.log(math.exp(start) + (math.exp(end) - math.exp(start)) * t),
+    "-cos-": lambda start, end, t: end + (start - end) * (math.cos(math.pi * t) + 1) / 2,
+}
+
+
+@functools.lru_cache
+def schedule(text: str, epochs: float | None) -> Callable[[float], float]:
+    """The function of progress behind a schedule.
+
+    Args:
+        text: see the top of this file.
+        epochs: length of the run; None where it is not given in epochs, and then no time may be.
+
+    Raises:
+        ValueError: not in the language; times that do not ascend or lie outside the run.
+    """
+    if re.fullmatch(r"\d+(\.\d*)?([eE][+-]?\d+)?", text):
+        return lambda progress: float(text)
+    parts = list(_PART.finditer(text))
+    if not parts or "".join(part[0] for part in parts) != text or parts[0]["join"]:
+        raise ValueError(
+            f"schedule {text!r}: must read like '[0.01]-log-[50%:1]-[1]', joined by nothing, -, -exp-, -log- or -cos-"
+        )
+    knots = []
+    for number, part in enumerate(parts):
+        time = _time(part, number == 0, number == len(parts) - 1, epochs, text)
+        if knots and time < knots[-1][0]:
+            raise ValueError(f"schedule {text!r}: its times must ascend and lie within the run")
+        knots.append((time, float(part["value"]), part["join"] or ""))
+    for (_, start, _), (_, end, join) in itertools.pairwise(knots):
+        if join == "-exp-" and not start * end > 0:
+            raise ValueError(f"schedule {text!r}: -exp- needs values above 0")
+    return functools.partial(_value, tuple(knots))
+
+
+def _time(part: re.Match, first: bool, last: bool, epochs: float | None, text: str) -> float:
+    if part["time"] is None:
+        if not (first or last):
+            raise ValueError(f"schedule {text!r}: sections between the first and the last need a time")
+        return 0.0 if first else 1.0
+    number = float(part["time"])
+    if not part["percent"] and epochs is None:
+        raise ValueError(f"schedule {text!r}: times in epochs need a run whose length is given in epochs; write 50%")
+    time = number / 100 if part["percent"] else number / epochs
+    if time > 1:
+        raise ValueError(f"schedule {text!r}: its times must ascend and lie within the run")
+    return time
+
+
+def _value(knots: tuple[tuple[float, float, str], ...], progress: float) -> float:
+    if progress < knots[0][0]:
+        return knots[0][1]
+    for (begin, start, _), (end, value, join) in itertools.pairwise(knots):
+        if progress < end:
+            return _SHAPES[join](start, value, (progress - begin) / (end - begin))
+    return knots[-1][1]
+
+
+def learning_rate(config: "TrainConfig", progress: float) -> float:
+    """Linear warm-up from 0 to `lr`, then half a cosine, or half constant and half exponential, to `lr * lr_end`, or a
+    schedule of factors of `lr` over the whole run."""
     if progress < config.warmup:
         return config.lr * progress / config.warmup
     after = (progress - config.warmup) / (1 - config.warmup)
     if config.lr_schedule == "cosine":
         return config.lr * (config.lr_end + (1 - config.lr_end) * (1 + math.cos(math.pi * after)) / 2)
-    end = max(config.lr_end, 1e-12)
-    return config.lr * (1.0 if after < 0.5 else end ** (2 * after - 1))
+    if config.lr_schedule == "constant_exp":
+        end = max(config.lr_end, 1e-12)
+        return config.lr * (1.0 if after < 0.5 else end ** (2 * after - 1))
+    return config.lr * schedule(config.lr_schedule, config.epochs)(progress)
 
 
-def training_radius(config: TrainConfig, progress: float) -> float:
-    """Linear from `radius_start` to `radius_end` (factors of `radius`) over the first `radius_ramp` of the run."""
+def training_radius(config: "TrainConfig", progress: float) -> float:
+    """`radius` times the schedule, else linear from `radius_start` to `radius_end` over the first `radius_ramp`."""
+    radius = float(Radius(config.radius))
+    if config.radius_schedule is not None:
+        return radius * schedule(config.radius_schedule, config.epochs)(progress)
     share = 1.0 if config.radius_ramp == 0 else min(progress / config.radius_ramp, 1.0)
-    factor = config.radius_start + (config.radius_end - config.radius_start) * share
-    return float(Radius(config.radius)) * factor
+    return radius * (config.radius_start + (config.radius_end - config.radius_start) * share)
+
+
+def robust_weight(config: "TrainConfig", progress: float) -> float:
+    """Weight of the robust term of TRADES."""
+    return schedule(config.robust_weight, config.epochs)(progress)

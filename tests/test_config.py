@@ -66,6 +66,8 @@ def other_value(name, default):
         "radius": "0.2", "report_radii": ("0.1",), "steps": 7, "epochs": 2.0, "minutes": 1.0, "optimizer": "adam",
         "lr_schedule": "constant_exp", "crop": 1, "flip": True, "device": "cpu", "precision": "bfloat16",
         "published": ("row",), "lookahead": True, "compiled": True, "warmup": 0.1,
+            "activation": "relu", "centering": True, "generated": "images.npz", "robust_weight": "2",
+            "radius_schedule": "[0]-[1]", "augmentation": "randaugment",
     }  # fmt: skip
     if name in choices:
         return choices[name]

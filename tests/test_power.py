@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from lipcert.layers import Conv, Dense, LinearResidualStack, conv_estimate
+from lipcert.blocks import LinearResidualStack
+from lipcert.layers import Conv, Dense, conv_estimate
 from lipcert.power import norm_estimate, power_iterate, start_vector
 
 

@@ -1,12 +1,18 @@
 """Network families: one file each and one line in `FAMILIES`."""
 
 from lipcert.config import ModelConfig
+from lipcert.models.convnet import convnet
+from lipcert.models.gloro import gloro
 from lipcert.models.liresnet import liresnet
 from lipcert.models.network import Network
+from lipcert.models.resnet import resnet
 from lipcert.models.stored import load, load_network, open_network, save_network
 
 FAMILIES = {
     "liresnet": liresnet,
+    "resnet": resnet,
+    "convnet": convnet,
+    "gloro": gloro,
 }
 
 

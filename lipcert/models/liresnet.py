@@ -1,86 +1,15 @@
-"""LiResNet: stem, linear residual stack, neck, normalised head (arXiv 2301.12549; neck variants of arXiv 2310.02513).
+"""LiResNet: a trunk of linear residual blocks, whose bound is tight at any depth (arXiv 2301.12549, 2310.02513)."""
 
-Three generations are in circulation under one name. `neck` tells them apart:
-
-- `conv_dense`: the code published in 2023 with arXiv v1 (L18W256 on CIFAR-10);
-- `dense`: the NeurIPS version, whose parameter count (49 M) fixes this shape; its code is not public;
-- `orthogonal`: the neck of the ICLR 2024 follow-up, both maps Cholesky-orthogonal.
-"""
-
-from collections import OrderedDict
-
-from lipcert.config import ConfigError, ModelConfig
-from lipcert.layers import Conv, Dense, Flatten, LinearResidualStack, Map, MinMax, NormalizedHead, Shift, ZeroPad
+from lipcert.blocks import LinearResidualStack
+from lipcert.config import ModelConfig
 from lipcert.models.network import Network
-from lipcert.orthogonal import OrthogonalDense, OrthogonalPatchConv
-
-_PATCH = 4  # side of the neck's patches: the stack's map must divide by it
-_SIZES = {8: "3x3/1", 28: "5x5/2", 32: "5x5/2", 64: "5x5/2", 224: "patch"}
+from lipcert.models.trunk import trunk
 
 
 def liresnet(config: ModelConfig) -> Network:
-    """A LiResNet for square inputs.
+    """`depth` linear residual blocks; see `trunk` for the rest and for what raises."""
 
-    28-pixel images are zero-padded to 32 by the first map (an isometry); 8-pixel images keep their size through a stem
-    of stride 1; 224-pixel images are cut into patches whose side makes the stem's matrix square.
+    def stack(size: int) -> LinearResidualStack:
+        return LinearResidualStack(config.depth, config.width, size, config.activation, config.centering)
 
-    Raises:
-        ConfigError: an input size the neck cannot divide, with the sizes that work.
-    """
-    maps: OrderedDict[str, Map] = OrderedDict()
-    size = config.input_size
-    if size == 28:
-        maps["pad"] = ZeroPad(2)
-        size = 32
-    maps["shift"] = Shift(0.5)
-    kernel, stride, padding = _stem(config)
-    maps["stem"] = Conv(config.channels, config.width, kernel, stride, padding, size)
-    maps["stem_activation"] = MinMax()
-    size = (size + 2 * padding - kernel) // stride + 1
-    if size % _PATCH or size <= 0:
-        raise ConfigError(
-            f"input_size={config.input_size} with stem {kernel}x{kernel}/{stride} gives a {size}x{size} map, which the "
-            f"neck cannot cut into {_PATCH}x{_PATCH} patches; sizes that work with stem 'auto': "
-            f"{', '.join(map(str, _SIZES))}"
-        )
-    maps["stack"] = LinearResidualStack(config.depth, config.width, size)
-    maps.update(_neck(config, size))
-    head = NormalizedHead(config.neck_width, config.classes)
-    return Network(maps, head, (config.channels, config.input_size, config.input_size))
-
-
-def _stem(config: ModelConfig) -> tuple[int, int, int]:
-    """Kernel, stride and padding of the first convolution."""
-    name = _SIZES.get(config.input_size) if config.stem == "auto" else config.stem
-    if name is None:
-        raise ConfigError(
-            f"input_size={config.input_size} with stem 'auto': known sizes are {', '.join(map(str, _SIZES))}; "
-            "name the stem yourself for another"
-        )
-    if name == "patch":
-        side = max(1, round((config.width / config.channels) ** 0.5))
-        return side, side, 0
-    kernel, stride = int(name[0]), int(name[-1])
-    return kernel, stride, kernel // 2
-
-
-def _neck(config: ModelConfig, size: int) -> "OrderedDict[str, Map]":
-    width, features = config.width, config.neck_width
-    patches = (size // _PATCH) ** 2
-    if config.neck == "conv_dense":
-        return OrderedDict(
-            neck_conv=Conv(width, 2 * width, _PATCH, _PATCH, 0, size),
-            neck_conv_activation=MinMax(),
-            flatten=Flatten(),
-            neck_dense=Dense(2 * width * patches, features),
-            neck_activation=MinMax(),
-        )
-    orthogonal = config.neck == "orthogonal"
-    return OrderedDict(
-        neck_conv=OrthogonalPatchConv(width, width, _PATCH)
-        if orthogonal
-        else Conv(width, width, _PATCH, _PATCH, 0, size),
-        flatten=Flatten(),
-        neck_dense=(OrthogonalDense if orthogonal else Dense)(width * patches, features),
-        neck_activation=MinMax(),
-    )
+    return trunk(config, stack)

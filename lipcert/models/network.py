@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from lipcert.layers import Map, NormalizedHead
+from lipcert.layers import Head, Map
 
 
 class Network(nn.Module):
@@ -17,7 +17,7 @@ class Network(nn.Module):
         input_shape: (C, H, W).
     """
 
-    def __init__(self, backbone: "OrderedDict[str, Map]", head: NormalizedHead, input_shape: tuple[int, int, int]):
+    def __init__(self, backbone: "OrderedDict[str, Map]", head: Head, input_shape: tuple[int, int, int]):
         super().__init__()
         self.backbone = nn.Sequential(backbone)
         self.head = head
@@ -33,12 +33,12 @@ class Network(nn.Module):
             estimate = estimate * layer.norm_estimate(steps)
         return estimate
 
-    def margin_lipschitz(self, steps: int) -> Tensor:
-        """Estimated margin Lipschitz matrix K_ij = L |w_i - w_j|, (K, K) (arXiv 2102.08452, section 3).
+    def margin_lipschitz(self, backbone: Tensor) -> Tensor:
+        """Margin Lipschitz matrix K_ij = L |w_i - w_j|, (K, K), of a backbone constant L (arXiv 2102.08452, section 3).
 
-        How fast the margin z_i - z_j can shrink per unit of l2 distance, as far as the power method sees.
+        How fast the margin z_i - z_j can shrink per unit of l2 distance; as good as L, here `lipschitz_estimate`'s.
         """
-        return self.lipschitz_estimate(steps) * self.head.distances()
+        return backbone * self.head.distances()
 
     @torch.no_grad()
     def plain(self) -> nn.Sequential:
