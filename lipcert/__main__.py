@@ -48,6 +48,16 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     train.set_defaults(run=_train)
 
+    study = commands.add_parser("study", help="make every missing run of a study file")
+    study.add_argument("file", metavar="FILE", help="YAML of parameters with a matrix of those that vary")
+    study.add_argument(
+        "overrides", nargs="*", metavar="NAME=VALUE", help="parameters of all runs, or one value of a list"
+    )
+    study.add_argument("--list", action="store_true", help="only say which runs there are and which are missing")
+    study.add_argument("--download", action="store_true", help="let torchvision download a missing data set")
+    study.add_argument("--quiet", action="store_true", help="no progress bar")
+    study.set_defaults(run=_study)
+
     certify = commands.add_parser("certify", help="certify images with a stored network")
     certify.add_argument(
         "model", metavar="MODEL", help="a .safetensors file (with or without suffix) or a shipped name"
@@ -113,14 +123,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> int:
-    import yaml
-
-    from lipcert.config import ConfigError, load_config, read_yaml
+    from lipcert.config import load_config
     from lipcert.report.tables import run_sentence
     from lipcert.train import fit
 
+    config = load_config(options.file, **_overrides(options.overrides))
+    path = fit(config, options.resume, options.fresh, progress=not options.quiet, download=options.download)
+    print(run_sentence(path))
+    print(path)
+    return 0
+
+
+def _overrides(texts: Sequence[str]) -> dict[str, object]:
+    import yaml
+
+    from lipcert.config import ConfigError, read_yaml
+
     overrides = {}
-    for text in options.overrides:
+    for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"{text!r}: parameters are written NAME=VALUE")
@@ -128,11 +148,20 @@ def _train(options: argparse.Namespace) -> int:
             overrides[name] = read_yaml(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"{text!r}: value not readable as YAML: {error}") from None
-    config = load_config(options.file, **overrides)
-    path = fit(config, options.resume, options.fresh, progress=not options.quiet, download=options.download)
-    print(run_sentence(path))
-    print(path)
-    return 0
+    return overrides
+
+
+def _study(options: argparse.Namespace) -> int:
+    from lipcert.commands import list_study
+    from lipcert.report.tables import run_sentence
+    from lipcert.study import load_study, run_study
+
+    study = load_study(options.file, **_overrides(options.overrides))
+    if options.list:
+        return list_study(study)
+    for path in run_study(study, progress=not options.quiet, download=options.download):
+        print(run_sentence(path), path, sep="\n", flush=True)
+    return list_study(study)
 
 
 def _certify(options: argparse.Namespace) -> int:

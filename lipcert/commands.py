@@ -10,6 +10,8 @@ from lipcert.records import Record, RecordError, find_record, load_records
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from lipcert.study import Study
+
 
 def certify_images(request: dict[str, object]) -> int:
     """Certify test images of a data set with a stored network and print one line each."""
@@ -90,6 +92,21 @@ def list_runs() -> int:
             print(f"{label:<10}{record.id:<60}{record.training.status:<10}{_figures(record)}")
     _warn(damaged)
     return 0
+
+
+def list_study(study: "Study") -> int:
+    """One line per cell: published, yours or missing; 1 while any is missing."""
+    published = {record.id: record for record in load_records()}
+    own = {record.id: record for record in load_records("local") if record.training.status == "finished"}
+    missing = 0
+    for cell in study.cells:
+        run = cell.run_id()
+        where = "published" if run in published else "yours" if run in own else "missing"
+        record = published.get(run) or own.get(run)
+        missing += record is None
+        print(f"{where:<10}{run:<60}{_figures(record) if record else ''}".rstrip())
+    print(f"{len(study.cells) - missing} of {len(study.cells)} runs of {study.name} are there")
+    return 1 if missing else 0
 
 
 def _warn(damaged: list[str]) -> None:
