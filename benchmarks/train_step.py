@@ -25,12 +25,12 @@ CHOICES = {
 }
 
 
-def random_data(images: int) -> SimpleNamespace:
+def random_data(images: int, classes: int = 10) -> SimpleNamespace:
     """What `Run` reads of a data set."""
     generator = torch.Generator().manual_seed(0)
     pixels_NCHW = torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    split = Split(pixels_NCHW, torch.randint(0, 10, (images,), generator=generator), torch.arange(images))
-    return SimpleNamespace(train=split, shape=(3, 32, 32), classes=10, scale=255, sha256="")
+    split = Split(pixels_NCHW, torch.randint(0, classes, (images,), generator=generator), torch.arange(images))
+    return SimpleNamespace(train=split, shape=(3, 32, 32), classes=classes, scale=255, sha256="")
 
 
 def main() -> None:

@@ -71,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         "--guarantee", default="executed", help="nominal, real or executed (default executed); see the book"
     )
     certify.add_argument("--arithmetic", default="float64", help="float64 or float32 (default float64)")
+    relaxed = certify.add_mutually_exclusive_group()
+    relaxed.add_argument("--top-k", type=int, default=0, metavar="K", help="certify sets of at most K classes instead")
+    relaxed.add_argument(
+        "--affinity", default="", metavar="SETS", help="certify sets inside of these, such as '[3,5][4,7]'"
+    )
     certify.set_defaults(run=_certify)
 
     verify = commands.add_parser("verify", help="check a certificate bundle with the independent checker (no torch)")
@@ -165,11 +170,13 @@ def _study(options: argparse.Namespace) -> int:
 
 
 def _certify(options: argparse.Namespace) -> int:
-    from lipcert.commands import certify_images
+    from lipcert.commands import certify_images, certify_sets
 
-    names = ("model", "images", "start", "count", "effort", "guarantee", "arithmetic")
-    radii = (options.radius,) if options.radius else ()
-    return certify_images({name: getattr(options, name) for name in names} | {"radii": radii})
+    relaxed = ("top_k", "affinity") if options.top_k or options.affinity else ()
+    names = ("model", "images", "start", "count", "effort", "guarantee", "arithmetic", *relaxed)
+    request = {name: getattr(options, name) for name in names}
+    request["radii"] = (options.radius,) if options.radius else ()
+    return certify_sets(request) if relaxed else certify_images(request)
 
 
 def _verify(options: argparse.Namespace) -> int:

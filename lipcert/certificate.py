@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -20,11 +21,12 @@ from torch import Tensor, nn
 
 from lipcert.bounds.rounding import round_down, round_up
 from lipcert.certify import ABSTAIN, Certificates, certified_correct
-from lipcert.chain import NotCertifiable, layers_of, plain_chain
+from lipcert.chain import LayerBound, NotCertifiable, plain_chain
 from lipcert.data.dataset import Dataset, Split
 from lipcert.data.registry import DATASETS
-from lipcert.forward import AFFINE, output_shape
+from lipcert.forward import AFFINE, places
 from lipcert.models.stored import write_chain
+from lipcert.program import FORK, JOIN, Fork, Join
 from lipcert.radius import Radius
 
 FORMAT = "lipcert certificate 1"
@@ -53,6 +55,8 @@ class Images:
     def of(cls, data: Dataset, split: Split) -> "Images":
         """The images of a test split, or of some of it."""
         facts = DATASETS[data.name]
+        if facts.pinned is None:
+            raise NotCertifiable(f"{data.name}: no checksum of the published set is known, so a bundle could not name it")
         part = "all" if "all" in facts.pinned else "test"
         return cls(data.name, part, data.scale, facts.pinned[part], data.class_ids, split.index_N, split.labels_N)
 
@@ -110,15 +114,8 @@ def _claims(
     chain: nn.Sequential, certificates: Certificates, images: Images, radii: tuple[str, ...], folder: Path
 ) -> dict[str, Any]:
     bounds = certificates.bounds
-    layers = []
-    for bound in bounds.layers:
-        lower, upper = bound.enclosure.lower, bound.enclosure.upper
-        if bound.enclosure.method != "1-Lipschitz":
-            lower, upper = down(lower), up(upper)
-        layers.append({"kind": bound.kind, "lower": lower.hex(), "name": bound.name, "upper": upper.hex()})
-    ends = [[Fraction(float.fromhex(layer[end])) for layer in layers] for end in ("lower", "upper")]
+    layers, lower, claimed = _layer_claims(bounds.layers)
     # A checker divides by the claimed upper ends, which are above the proven ones.
-    claimed = math.prod(ends[1], start=Fraction(1))
     cost = Fraction(bounds.upper) / claimed if claimed else Fraction(1)
     radius_N = torch.tensor([down(cost * Fraction(r)) for r in certificates.radius_B.tolist()], dtype=torch.float64)
     # A radius so small that nothing is left of it after rounding claims nothing.
@@ -139,8 +136,8 @@ def _claims(
         "input_shape": list(bounds.input_shape),
         "layers": layers,
         "lipschitz": {
-            "lower": _grid(math.prod(ends[0], start=Fraction(1)), up=False).hex(),
-            "upper": _grid(math.prod(ends[1], start=Fraction(1)), up=True).hex(),
+            "lower": _grid(lower, up=False).hex(),
+            "upper": _grid(claimed, up=True).hex(),
         },
         "data": {
             "classes": list(images.class_ids),
@@ -161,16 +158,44 @@ def _claims(
     }
 
 
+def _layer_claims(bounds: Sequence[LayerBound]) -> tuple[list[dict[str, str]], Fraction, Fraction]:
+    """Claims line by line of the program, and the products of the lower and the upper ends that count."""
+    claims, lower, upper = [], Fraction(1), Fraction(1)
+    for bound in bounds:
+        kind, name, ends = bound.kind, bound.name, (bound.enclosure.lower, bound.enclosure.upper)
+        if bound.branch:
+            inside, _, stretch = _layer_claims(bound.branch)
+            claims += [_layer_claim(Fork.__name__, name + FORK, 1.0, 1.0), *inside]
+            # From the claims about the branch, as a checker has them.
+            kind, name = Join.__name__, name + JOIN
+            ends = _grid(max(1 - stretch, Fraction(0)), up=False), _grid(1 + stretch, up=True)
+        elif bound.enclosure.method != "1-Lipschitz":
+            ends = down(ends[0]), up(ends[1])
+        claims.append(_layer_claim(kind, name, *ends))
+        lower, upper = lower * Fraction(ends[0]), upper * Fraction(ends[1])
+    return claims, lower, upper
+
+
+def _layer_claim(kind: str, name: str, lower: float, upper: float) -> dict[str, str]:
+    return {"kind": kind, "lower": lower.hex(), "name": name, "upper": upper.hex()}
+
+
 def _evidence(chain: nn.Sequential, certificates: Certificates) -> dict[str, Tensor]:
-    evidence = {"logits": certificates.logits_BK.contiguous()}
-    shape = certificates.bounds.input_shape
-    for (name, layer), bound in zip(layers_of(chain)[:-1], certificates.bounds.layers, strict=True):
-        if isinstance(layer, AFFINE):
+    evidence, vectors = {"logits": certificates.logits_BK.contiguous()}, _vectors(certificates.bounds.layers)
+    for place in places(chain, certificates.bounds.input_shape)[:-1]:
+        if isinstance(place.layer, AFFINE):
             # Zero weights stretch nothing; any vector shows that their norm is at least 0.
-            vector = torch.ones(shape) if bound.enclosure.vector is None else bound.enclosure.vector
-            evidence[f"vector.{name}"] = vector.float().cpu().contiguous()
-        shape = output_shape(layer, shape)
+            vector = torch.ones(place.shape) if vectors[place.name] is None else vectors[place.name]
+            evidence[f"vector.{place.name}"] = vector.float().cpu().contiguous()
     return evidence
+
+
+def _vectors(bounds: Sequence[LayerBound]) -> dict[str, Tensor | None]:
+    """The vector behind each layer's lower end, branches included."""
+    found = {}
+    for bound in bounds:
+        found |= _vectors(bound.branch) | {bound.name: bound.enclosure.vector}
+    return found
 
 
 def up(value: float | Fraction) -> float:

@@ -5,7 +5,6 @@ power method; the forward pass from `lipcert.forward`, its rounding errors from 
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,11 +14,10 @@ from torch import Tensor, nn
 from lipcert.chain import ChainBounds, NotCertifiable, chain_bounds, fingerprint, plain_chain
 from lipcert.deviation import Deviation, deviation
 from lipcert.forward import FORMATS, Activations, run_chain
+from lipcert.margins import ABSTAIN, margin_radius, pair_radii
 from lipcert.radius import Radius
 
-ABSTAIN = -1
 GUARANTEES = ("nominal", "real", "executed")  # from the weakest to the strongest
-_UP = 1 + 2.0**-45  # above the exact value after fewer than 100 operations on non-negative numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +106,65 @@ def certify_each(
     progress: Callable[[int], None] | None = None,
 ) -> list[Certificates]:
     """`certify` for several (guarantee, arithmetic) at once, from as few forward passes as they need."""
+    found = []
+    for evidence in gather_evidence(model, images_BCHW, wanted, norm, method, effort, bounds, progress):
+        results = margin_radius(evidence.logits_BK, *evidence.constants)
+        sound_B = evidence.in_range(results[1])
+        kept = (torch.where(sound_B, r, empty) for r, empty in zip(results, (ABSTAIN, 0.0, ABSTAIN), strict=True))
+        asked = (norm, method, effort, evidence.guarantee, evidence.arithmetic)
+        found.append(Certificates(*kept, evidence.logits_BK, evidence.bounds, *asked))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a forward pass gives to certify from, under one guarantee and arithmetic.
+
+    Attributes:
+        logits_BK: (B, K) float64.
+        errors: bounds on what rounding did to them and can do on the ball.
+        limit: what partial sums must stay below for `errors` to hold.
+    """
+
+    logits_BK: Tensor
+    bounds: ChainBounds
+    errors: Deviation
+    guarantee: str
+    arithmetic: str
+    limit: float
+
+    @property
+    def constants(self) -> tuple[Tensor, Tensor, Deviation, str]:
+        """What `margin_radius` and `pair_radii` take after their logits and classes."""
+        return self.bounds.margin_lipschitz_KK, self.bounds.distances_KK, self.errors, self.guarantee
+
+    def radii(self, class_B: Tensor) -> Tensor:
+        """`pair_radii` of one class for each image, (B, K); overflow is left to `in_range`."""
+        return pair_radii(self.logits_BK, class_B, *self.constants)
+
+    def in_range(self, radius_B: Tensor) -> Tensor:
+        """Whether no sum can overflow on the balls of these radii, (B,) bool.
+
+        Overflow on the way, hidden again by an activation, would make the logits meaningless.
+        """
+        return self.errors.sums.at + self.errors.sums.slope * radius_B < self.limit
+
+
+@torch.no_grad()
+def gather_evidence(
+    model: nn.Module,
+    images_BCHW: Tensor,
+    wanted: Sequence[tuple[str, str]],
+    norm: str = "l2",
+    method: str = "margin",
+    effort: str = "fast",
+    bounds: ChainBounds | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Evidence]:
+    """Check the request, bound the chain, run the forward passes; one piece of evidence per (guarantee, arithmetic).
+
+    Arguments and errors are those of `certify`.
+    """
     for guarantee, arithmetic in wanted:
         _check_request(norm, method, guarantee, arithmetic)
     chain = plain_chain(model)
@@ -122,10 +179,7 @@ def certify_each(
     if any(arithmetic == "float32" for _, arithmetic in wanted):
         _check_float32(chain)
     passes = {key: run_chain(chain, images_BCHW, *key, progress) for key in passes_for(wanted)}
-    return [
-        _certificates(chain, passes[_pass_for(*claim)], bounds, *claim, norm=norm, method=method, effort=effort)
-        for claim in wanted
-    ]
+    return [_evidence(chain, passes[_pass_for(*claim)], bounds, *claim) for claim in wanted]
 
 
 def passes_for(wanted: Sequence[tuple[str, str]]) -> list[tuple[str, bool]]:
@@ -138,26 +192,13 @@ def _pass_for(guarantee: str, arithmetic: str) -> tuple[str, bool]:
     return (arithmetic if guarantee == "real" else "float64"), arithmetic == "float32"
 
 
-def _certificates(
-    chain: nn.Sequential,
-    activations: Activations,
-    bounds: ChainBounds,
-    guarantee: str,
-    arithmetic: str,
-    **asked: str,
-) -> Certificates:
-    computed = _pass_for(guarantee, arithmetic)[0]
-    errors = deviation(bounds.plan, activations, chain[-1], FORMATS[computed], FORMATS[arithmetic])
-    logits_BK = activations.logits_BK
-    results = margin_radius(logits_BK, bounds.margin_lipschitz_KK, bounds.distances_KK, errors, guarantee)
-    # Overflow on the way, hidden again by an activation, would make the logits meaningless.
-    limit = float(min(FORMATS[computed].largest, FORMATS[arithmetic].largest)) / 4
-    sound_B = errors.sums.at + errors.sums.slope * results[1] < limit
-    prediction_B, radius_B, runner_up_B = (
-        torch.where(sound_B, result, empty) for result, empty in zip(results, (ABSTAIN, 0.0, ABSTAIN), strict=True)
-    )
-    found = (prediction_B, radius_B, runner_up_B, logits_BK, bounds)
-    return Certificates(*found, guarantee=guarantee, arithmetic=arithmetic, **asked)
+def _evidence(
+    chain: nn.Sequential, activations: Activations, bounds: ChainBounds, guarantee: str, arithmetic: str
+) -> Evidence:
+    computed, deployed = FORMATS[_pass_for(guarantee, arithmetic)[0]], FORMATS[arithmetic]
+    errors = deviation(bounds.plan, activations, chain[-1], computed, deployed)
+    limit = float(min(computed.largest, deployed.largest)) / 4
+    return Evidence(activations.logits_BK, bounds, errors, guarantee, arithmetic, limit)
 
 
 def vra(certificates: Certificates, labels_B: Tensor, radius: "Radius | str | float") -> float:
@@ -171,67 +212,19 @@ def certified_correct(prediction_B: Tensor, radius_B: Tensor, labels_B: Tensor, 
     Raises:
         NotCertifiable: lengths differ, or no images.
     """
-    if labels_B.shape != prediction_B.shape or not len(labels_B):
-        raise NotCertifiable(
-            f"labels of shape {tuple(labels_B.shape)} for certificates of shape {tuple(prediction_B.shape)}: need one "
-            "each, at least one"
-        )
+    check_labels(labels_B, prediction_B.shape)
     # float(Radius) is the smallest float64 not below the exact radius, so this float comparison is the exact one.
     certified_B = (radius_B.double() >= float(Radius(radius))) & (prediction_B != ABSTAIN)
     return int((certified_B & (prediction_B == labels_B.to(prediction_B))).sum())
 
 
-def margin_radius(
-    logits_BK: Tensor,
-    margin_lipschitz_KK: Tensor,
-    distances_KK: Tensor | None = None,
-    errors: Deviation | None = None,
-    guarantee: str = "nominal",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Prediction, radius (rounded down) and limiting class of each row of logits, (B,) each.
-
-    A tie for the largest logit, a margin not above its error, a non-finite logit or constant: ABSTAIN, 0, -1. The
-    radius is strictly below (margin - a) / (K + b), so at every point of the closed ball the margin stays positive.
-    """
-    if logits_BK.dtype != torch.float64:
-        raise NotCertifiable(f"logits of {logits_BK.dtype}: must be float64, as the constants are")
-    top_B1, predicted_B1 = logits_BK.max(1, keepdim=True)
-    predicted_B = predicted_B1[:, 0]
-    margin_BK = _step_down(top_B1 - logits_BK)
-    lipschitz_BK = margin_lipschitz_KK.to(logits_BK)[predicted_B]
-    if guarantee != "nominal":
-        at_BK, slope_BK = _margin_errors(errors, distances_KK[predicted_B], predicted_B1, guarantee)
-        # One step down for the subtraction too; a margin of 0 or less is nothing.
-        margin_BK, lipschitz_BK = _step_down(margin_BK - at_BK), (lipschitz_BK + slope_BK) * _UP
-    quotient_BK = _step_down(margin_BK / lipschitz_BK)
-    is_own_BK = torch.zeros_like(logits_BK, dtype=torch.bool).scatter(1, predicted_B1, True)
-    sound_BK = is_own_BK | ((margin_BK > 0) & lipschitz_BK.isfinite() & (lipschitz_BK > 0) & (quotient_BK > 0))
-    sound_B = sound_BK.all(1) & logits_BK.isfinite().all(1)
-    radius_B, runner_up_B = quotient_BK.masked_fill(is_own_BK, math.inf).min(1)
-    return (
-        torch.where(sound_B, predicted_B, ABSTAIN),
-        torch.where(sound_B, radius_B, 0.0),
-        torch.where(sound_B, runner_up_B, ABSTAIN),
-    )
-
-
-def _step_down(x: Tensor) -> Tensor:
-    """Rounded to nearest, hence one step down is below the exact result."""
-    return torch.nextafter(x, torch.full_like(x, -math.inf))
-
-
-def _margin_errors(
-    errors: Deviation, distances_BK: Tensor, predicted_B1: Tensor, guarantee: str
-) -> tuple[Tensor, Tensor]:
-    """a and b of the error a + b r on the margin between the predicted class and every other, rounded up."""
-    own_BK = errors.centre_BK + errors.centre_BK.gather(1, predicted_B1)
-    at_BK = distances_BK * errors.centre_B[:, None] + own_BK
-    slope_BK = torch.zeros_like(at_BK)
-    if guarantee == "executed":
-        ball = errors.ball_K
-        at_BK += distances_BK * errors.ball.at[:, None] + ball.at + ball.at.gather(1, predicted_B1)
-        slope_BK += distances_BK * errors.ball.slope[:, None] + ball.slope + ball.slope.gather(1, predicted_B1)
-    return at_BK * _UP, slope_BK * _UP
+def check_labels(labels_B: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse labels that are not one for each certificate; a column of them would be broadcast."""
+    if labels_B.shape != shape or not len(labels_B):
+        raise NotCertifiable(
+            f"labels of shape {tuple(labels_B.shape)} for certificates of shape {tuple(shape)}: need one each, at "
+            "least one"
+        )
 
 
 def _check_float32(chain: nn.Sequential) -> None:

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from lipcert.bounds import Enclosure, norm_bound
 from lipcert.bounds.rounding import round_down, round_up
 from lipcert.deviation import Step, steps
-from lipcert.forward import DROPOUTS, output_shape
-from lipcert.layers import MinMax, Shift
+from lipcert.forward import DROPOUTS, Place, places
+from lipcert.layers import MinMax, Residual, Shift
 from lipcert.models.network import Network
 from lipcert.models.stored import geometry
 from lipcert.power import norm_estimate
+from lipcert.program import JOIN, Fork, Join, instructions
 from lipcert.provenance import tensors_sha256
 from lipcert.threads import one_thread_each
 
@@ -36,11 +37,19 @@ class NotCertifiable(ValueError):
 
 @dataclass(frozen=True)
 class LayerBound:
-    """Enclosure of one layer's l2 norm (a factor 1 for layers that sort, shift, pad or reshape)."""
+    """Enclosure of one layer's l2 norm (a factor 1 for layers that sort, shift, pad or reshape).
+
+    A residual block x + g(x) is one factor as well; `branch` has the layers of g, whose ends are no factors of the
+    chain's. With c the product of their upper ends, max(0, 1 - c) <= Lip(x + g) <= 1 + c, by the triangle inequality
+    either way. Nothing better is known of every g, and it is loose: a linear block has the norm |I + G|, which 1 + |G|
+    exceeds unless skip and branch point the same way, and over many blocks the factors multiply (arXiv 2301.12549,
+    section 4). The lower end is 0 as soon as c reaches 1.
+    """
 
     name: str
     kind: str
     enclosure: Enclosure
+    branch: tuple["LayerBound", ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +58,8 @@ class ChainBounds:
 
     `margin_lipschitz_KK` is rounded up: no margin z_i - z_j shrinks faster than K_ij per unit of l2 distance.
     `lower` is the product of the layers' lower ends; the chain's own constant may be smaller than that product.
-    `distances_KK` are the head's |w_i - w_j|, rounded up. `plan` is what rounding errors are bounded from.
+    `layers` are those of the backbone in order, a residual block counting as one. `distances_KK` are the head's
+    |w_i - w_j|, rounded up. `plan` is what rounding errors are bounded from, one step a line of the program.
     `proven_for` identifies the layers, weights and input shape, so that bounds serve no other chain.
 
     `estimates`, `estimate` and `margin_estimate_KK` are what the power method says, for comparison only; it is run when
@@ -69,17 +79,29 @@ class ChainBounds:
 
     @functools.cached_property
     def estimates(self) -> tuple[float, ...]:
-        """Norm of each layer of the backbone by the power method: 500 steps from noise, as public codes do."""
+        """Norm of each of `layers` by the power method: 500 steps from noise, as public codes do."""
+        return tuple(map(self.estimate_of, self.layers))
 
-        def estimate(place: tuple[nn.Module, Step]) -> float:
-            layer, step = place
+    def estimate_of(self, bound: LayerBound) -> float:
+        """The same for one of `layers` or a layer inside of a branch; a residual block has 1 + its branch's product."""
+        if bound.branch:
+            return 1.0 + math.prod(map(self.estimate_of, bound.branch))
+        return self._measured.get(bound.name, 1.0)
+
+    @functools.cached_property
+    def _measured(self) -> dict[str, float]:
+        """Estimates of the affine layers by name."""
+
+        def measure(line: tuple[str, nn.Module, Step]) -> tuple[str, float]:
+            name, layer, step = line
             with torch.no_grad():  # a setting of each thread
-                return float(norm_estimate(layer, step.input_shape, steps=_ESTIMATE_STEPS)) if step.affine else 1.0
+                return name, float(norm_estimate(layer, step.input_shape, steps=_ESTIMATE_STEPS))
 
         # In float64, so that what is missing to the bound is the power method's own doing.
         double = copy.deepcopy(self.chain).double()
+        lines = [(*line, step) for line, step in zip(instructions(double), self.plan, strict=True) if step.affine]
         with one_thread_each(double[-1].weight.device) as workers:
-            return tuple(workers(estimate, list(zip(double, self.plan, strict=True))[:-1]))
+            return dict(workers(measure, lines[:-1]))
 
     @property
     def estimate(self) -> float:
@@ -96,12 +118,14 @@ class ChainBounds:
 def plain_chain(model: nn.Module) -> nn.Sequential:
     """The chain of ordinary layers that gets certified: a `Network` materialised, a nested `nn.Sequential` flattened.
 
+    The same inside of the branches of residual blocks.
+
     Raises:
         NotCertifiable: a model in training mode. TypeError: neither a `Network` nor an `nn.Sequential`.
     """
     if type(model) is Network:
         _refuse_replaced((name or "model", layer) for name, layer in model.named_modules())
-        return model.plain()
+        model = model.plain()
     if type(model) is not nn.Sequential:
         raise TypeError(
             f"cannot certify {type(model).__name__}: give a lipcert Network or an nn.Sequential of plain layers"
@@ -109,25 +133,37 @@ def plain_chain(model: nn.Module) -> nn.Sequential:
     if model.training:
         raise NotCertifiable("the model is in training mode: call model.eval() first")
     _refuse_replaced([("model", model)])
+    return _flat(model, "")
+
+
+def _flat(model: nn.Sequential, prefix: str) -> nn.Sequential:
+    """Layers of nested Sequentials in order, "outer_inner" by name; `prefix` is where they are, for messages."""
     flat = nn.Sequential()
-    for name, layer in _leaves(model, ""):
-        if layer.training:
-            raise NotCertifiable(f"layer {name!r} is in training mode: call model.eval() first")
+    for name, layer in _leaves(model, "", prefix):
         if name in flat._modules:
-            raise TypeError(f"two layers are called {name!r} once nested Sequentials are joined: rename one")
+            raise TypeError(f"two layers are called {prefix + name!r} once nested Sequentials are joined: rename one")
         flat.add_module(name, layer)
     flat.training = False
     return flat
 
 
-def _leaves(model: nn.Sequential, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    """Layers of nested Sequentials in order, "outer_inner" by name; dropout in evaluation mode is the identity."""
+def _leaves(model: nn.Sequential, outer: str, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    """Dropout in evaluation mode is the identity; a residual block is rebuilt around its flat branch."""
     for name, layer in layers_of(model):
-        _refuse_replaced([(prefix + name, layer)])
+        name = outer + name
+        place = prefix + name
+        _refuse_replaced([(place, layer)])
         if type(layer) is nn.Sequential:
-            yield from _leaves(layer, f"{prefix}{name}_")
-        else:
-            yield prefix + name, nn.Identity().eval() if isinstance(layer, DROPOUTS) and not layer.training else layer
+            yield from _leaves(layer, f"{name}_", prefix)
+            continue
+        if layer.training:
+            raise NotCertifiable(f"layer {place!r} is in training mode: call model.eval() first")
+        if type(layer) is Residual:
+            _refuse_replaced([(f"{place}.branch", layer.branch)])
+            if type(layer.branch) is not nn.Sequential:
+                raise TypeError(f"Residual {place!r} around {type(layer.branch).__name__}: must be an nn.Sequential")
+            layer = Residual(_flat(layer.branch, f"{place}.branch.")).eval()
+        yield name, nn.Identity().eval() if isinstance(layer, DROPOUTS) else layer
 
 
 def _refuse_replaced(layers: Iterable[tuple[str, nn.Module]]) -> None:
@@ -157,34 +193,26 @@ def chain_bounds(chain: nn.Sequential, input_shape: tuple[int, ...], effort: str
         TypeError: a layer without a bound (named, with its place) or a last layer that is not nn.Linear.
         ValueError: weights that are not finite, or sizes that do not fit.
     """
-    if not len(chain):
-        raise TypeError("the model has no layers: margins need an nn.Linear at the end")
-    *backbone, (head_name, head) = layers_of(chain)
+    head = chain[-1] if len(chain) else None
     if type(head) is not nn.Linear:
-        raise TypeError(f"last layer {head_name!r} is {type(head).__name__}: margins need an nn.Linear")
-    shapes, shape = [], tuple(input_shape)
-    for name, layer in backbone:
-        shapes.append(shape)
-        _check_layer(name, layer, shape)
-        try:
-            shape = output_shape(layer, shape)
-        except (RuntimeError, ValueError) as error:
-            raise NotCertifiable(f"layer {name!r} cannot take an input of shape {shape}: {error}") from error
-    if shape != (head.in_features,):
+        last = f"the last is {type(head).__name__} {list(chain._modules)[-1]!r}" if len(chain) else "there is none"
+        raise TypeError(f"margins need an nn.Linear as last layer: {last}")
+    *backbone, at_head = _program(chain, tuple(input_shape))
+    if at_head.shape != (head.in_features,):
         raise NotCertifiable(
-            f"input of shape {tuple(input_shape)} reaches the head {head_name!r} as {shape}, "
+            f"input of shape {tuple(input_shape)} reaches the head {at_head.name!r} as {at_head.shape}, "
             f"which takes ({head.in_features},)"
         )
-    places = [(name, layer, shape) for (name, layer), shape in zip(backbone, shapes, strict=True)]
     with one_thread_each(head.weight.device) as workers:
-        layers = list(workers(lambda place: _layer_bound(*place, effort), places))
-    upper = round_up(math.prod((Fraction(b.enclosure.upper) for b in layers), start=Fraction(1)))
-    lower = round_down(math.prod((Fraction(b.enclosure.lower) for b in layers), start=Fraction(1)))
+        flat = list(workers(lambda place: _layer_bound(place, effort), backbone))
+    layers = _blocks(flat)
+    upper = round_up(_product(layers, "upper"))
+    lower = round_down(_product(layers, "lower"))
     distances_KK = _distances_up(head.weight)
     off_diagonal = ~torch.eye(head.out_features, dtype=torch.bool)
     return ChainBounds(
-        layers=tuple(layers),
-        plan=tuple(steps(chain, tuple(input_shape), [bound.enclosure.upper for bound in layers])),
+        layers=layers,
+        plan=tuple(steps([*backbone, at_head], [*(bound.enclosure.upper for bound in flat), 1.0])),
         lower=lower,
         upper=upper,
         distances_KK=distances_KK,
@@ -196,17 +224,51 @@ def chain_bounds(chain: nn.Sequential, input_shape: tuple[int, ...], effort: str
     )
 
 
-def _layer_bound(name: str, layer: nn.Module, shape: tuple[int, ...], effort: str) -> LayerBound:
-    kind = type(layer).__name__
-    if type(layer) in _ONE_LIPSCHITZ:
-        return LayerBound(name, kind, Enclosure(1.0, 1.0, "1-Lipschitz"))
+def _program(chain: nn.Sequential, input_shape: tuple[int, ...]) -> list[Place]:
+    """The program with its shapes, every layer known."""
     try:
-        enclosure = norm_bound(layer, shape, effort=effort)
+        return places(chain, input_shape, _check_layer)
+    except ValueError as error:
+        raise NotCertifiable(str(error)) from error
+
+
+def _layer_bound(place: Place, effort: str) -> LayerBound:
+    layer, kind = place.layer, type(place.layer).__name__
+    if type(layer) in (*_ONE_LIPSCHITZ, Fork, Join):
+        return LayerBound(place.name, kind, Enclosure(1.0, 1.0, "1-Lipschitz"))
+    try:
+        enclosure = norm_bound(layer, place.shape, effort=effort)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"layer {name!r}: {error}") from error
-    if not math.isfinite(enclosure.upper):
+        raise type(error)(f"layer {place.name!r}: {error}") from error
+    _check_finite(place.name, enclosure.upper)
+    return LayerBound(place.name, kind, enclosure)
+
+
+def _blocks(flat: Sequence[LayerBound]) -> tuple[LayerBound, ...]:
+    """The bounds of the program's lines with every residual block put together."""
+    found: list[list[LayerBound]] = [[]]
+    for bound in flat:
+        if bound.kind == Fork.__name__:
+            found.append([])
+        elif bound.kind == Join.__name__:
+            branch = tuple(found.pop())
+            name, stretch = bound.name.removesuffix(JOIN), _product(branch, "upper")
+            lower, upper = round_down(max(1 - stretch, Fraction(0))), round_up(1 + stretch)
+            _check_finite(name, upper)
+            enclosure = Enclosure(lower, upper, "triangle inequality")
+            found[-1].append(LayerBound(name, Residual.__name__, enclosure, branch))
+        else:
+            found[-1].append(bound)
+    return tuple(found[0])
+
+
+def _product(layers: Sequence[LayerBound], end: str) -> Fraction:
+    return math.prod((Fraction(getattr(b.enclosure, end)) for b in layers), start=Fraction(1))
+
+
+def _check_finite(name: str, upper: float) -> None:
+    if not math.isfinite(upper):
         raise NotCertifiable(f"layer {name!r}: its norm is too large for float64; scale the weights")
-    return LayerBound(name, kind, enclosure)
 
 
 def _check_layer(name: str, layer: nn.Module, shape: tuple[int, ...]) -> None:

@@ -18,7 +18,11 @@ ones at any x' in the ball from the exact ones at x', g = d + P r + e that of x 
     image:   e = u ||x||,  d = U (||x|| + e + r)
     affine:  e -> c e + gamma_{k+2}(u) s,  d -> c d + gamma_{k+2}(U) (s + m g)  with s >= || |W||x| + |b| ||
     shift:   e -> e + u (||x|| + |a| sqrt n),  d -> d + U (1 + 2U) (||x|| + g + |a| sqrt n)  with the new x
-Underflow in n outputs adds V sqrt n (4 (k + 2) + k max|W| + sqrt k ||input||), in mere copies V sqrt n.
+Underflow in n outputs adds V sqrt n (4 (k + 2) + k max|W| + sqrt k ||input||), in all else at most 4 V sqrt n.
+Residual blocks x + f(x) stand between Fork and Join. Lip(f) <= c proves 1 - c <= Lip(x + f) <= 1 + c. A Fork remembers
+x, e, d, g, P as x', e', d', g', P'; a Join adds x' to x and, by the triangle inequality, the rest to the rest:
+    join:    P -> P' + P,  e -> e' + e + u ||x||,  d -> d' + d + U (1 + 2U) (||x|| + g' + g)  with the new x
+as the deployed sum, of which an addition may lose the share U, is within g' + g of the sum computed here.
 Shapes: G groups, O outputs, I inputs of a group, K terms, T taps, C channels, B images, H W pixels, N classes.
 """
 
@@ -45,6 +49,7 @@ FILES = ["certificate.json", "evidence.safetensors", "network.safetensors"]
 CONVOLUTION = "in_channels out_channels kernel_size stride padding dilation groups padding_mode bias"
 ARGUMENTS = {"Conv2d": CONVOLUTION, "Linear": "in_features out_features bias", "Shift": "amount", "MinMax": ""}
 ARGUMENTS |= {"ZeroPad2d": "padding", "Flatten": "start_dim end_dim", "ReLU": "", "Identity": ""}
+ARGUMENTS |= {"Fork": "", "Join": ""}  # ends of a residual block
 FORM = {"name": '".+"', "kind": '".+"', "bias": "true|false", "amount": r"-?\d+(\.\d+(e[+-]\d+)?|e[+-]\d+)"}
 FORM |= {"padding_mode": '"zeros"|"circular"', "padding": r'"same"|"valid"|\[\d+(, \d+){1,3}\]', "start_dim": "1"}
 FORM |= {"end_dim": "-1"} | dict.fromkeys(("kernel_size", "stride", "dilation"), r"\[[1-9]\d*, [1-9]\d*\]")
@@ -248,7 +253,7 @@ def prove_layer(layer: SimpleNamespace, vector: np.ndarray, exact: bool) -> None
 def forward(layers: list, x: np.ndarray, p_B: np.ndarray, r_B: np.ndarray, arithmetic: str, executed: bool) -> tuple:
     """Logits z_NB, bounds on their errors, and which images are proven to keep prediction p on the ball of radius r."""
     u, w, U, V = (*FORMATS["float64"], *FORMATS[arithmetic if executed else "float64"])
-    entries, P, top, all_but_B = x[:, 0].size, 1.0, 0.0, (0, 2, 3)
+    entries, P, top, all_but_B, held = x[:, 0].size, 1.0, 0.0, (0, 2, 3), []
     e = (norm(x, all_but_B) * u + w * math.sqrt(entries)) * UP
     d = ((norm(x, all_but_B) + e + r_B) * U + V * math.sqrt(entries)) * UP
     for layer in layers:
@@ -271,10 +276,14 @@ def forward(layers: list, x: np.ndarray, p_B: np.ndarray, r_B: np.ndarray, arith
             if not head:
                 e, d, P = e * layer.upper + own, d * layer.upper + own_ball, P * layer.upper * UP
         else:
-            x, shifts = layer.apply(x), layer.kind == "Shift"
-            moved = (norm(x, all_but_B) + abs(layer.amount) * math.sqrt(n)) * shifts
+            if layer.kind == "Fork":
+                held.append((x, e, d, g, P * UP))
+            if layer.kind == "Join":
+                x, e, d, g, P = map(sum, zip(held.pop(), (x, e, d, g, P * UP), strict=True))
+            x, adds, flushed = layer.apply(x), layer.kind in ("Shift", "Join"), 4 * math.sqrt(n)
+            moved = (norm(x, all_but_B) + abs(layer.amount) * math.sqrt(n)) * adds
             top = np.maximum(top, moved + g)
-            e, d = e + u * moved + w * math.sqrt(n), d + U * (1 + 2 * U) * (moved + g * shifts) + V * math.sqrt(n)
+            e, d = e + u * moved + w * flushed, d + U * (1 + 2 * U) * (moved + g * adds) + V * flushed
         e, d = e * UP + TINY, d * UP + TINY
     z_NB, rows_NK, at = x[:, :, 0, 0], weight_GOK[0], (p_B, np.arange(len(p_B)))
     apart_NB = norm(rows_NK[:, None] - rows_NK[p_B], 2)
@@ -310,10 +319,17 @@ def read_bundle(folder: Path, root: Path, bounds_only: bool) -> SimpleNamespace:
     text, evidence, network = ((folder / file).read_bytes() for file in FILES)
     (none, vectors), (metadata, stored) = read_tensors(evidence, FILES[1]), read_tensors(network, FILES[2])
     claims, entries, layers, x_BCHW = json.loads(text), json.loads(metadata["geometry"]), [], None
+    forks: list[int] = []
     shape = tuple(int(size) for size in claims["input_shape"])
     for entry in entries:
-        layers.append(read_layer(entry, layers[-1].after if layers else shape, stored))
+        layers.append(layer := read_layer(entry, layers[-1].after if layers else shape, stored))
+        if layer.kind == "Fork":
+            forks.append(len(layers))
+        if layer.kind == "Join":
+            fits = forks and forks[-1] + 1 < len(layers) and layers[forks.pop() - 1].shape == layer.shape
+            require(fits, f"{layer.what}: needs its Fork, a branch and their shape, which is {layer.shape} here")
     alone = metadata == {"geometry": json.dumps(entries)} and not stored and not none and layers[-1].kind == "Linear"
+    alone = alone and not forks
     require(alone and len({x.name for x in layers}) == len(layers), f"{FILES[2]}: must hold layers, each once, only")
     for layer, claim in zip(rest := layers[:-1], claims["layers"], strict=True):
         layer.lower, layer.upper = float.fromhex(claim["lower"]), float.fromhex(claim["upper"])
@@ -360,11 +376,20 @@ def check(folder: Path, root: Path, bounds_only: bool = False) -> tuple[int, str
     fits = logits_BN.dtype == float and logits_BN.shape == (len(p_B), kinds)
     fits = fits and set(it.vectors) == {f"vector.{layer.name}" for layer in it.rest if layer.affine}
     require(fits, f"{FILES[1]}: must hold float64 logits of every image, a vector of every affine layer but the last")
+    lower, upper, held = Fraction(1), Fraction(1), []
     for layer in it.rest:
-        require(layer.affine or layer.lower <= 1 <= layer.upper, f"{layer.what}: its ends must enclose 1")
+        low = high = Fraction(1)
+        if layer.kind == "Join":
+            low, high, (lower, upper) = max(1 - upper, Fraction(0)), 1 + upper, held.pop()
         if layer.affine:
             prove_layer(layer, it.vectors[f"vector.{layer.name}"], effort == "exact")
-    lower, upper = (math.prod(Fraction(getattr(layer, end)) for layer in it.rest) for end in ("lower", "upper"))
+        else:
+            encloses = Fraction(layer.lower) <= low and high <= Fraction(layer.upper)
+            require(encloses, f"{layer.what}: its ends must enclose 1, of a Join 1 - c and 1 + c")
+        if layer.kind == "Fork":
+            held.append((lower, upper))
+            lower = upper = Fraction(1)
+        lower, upper = lower * Fraction(layer.lower), upper * Fraction(layer.upper)
     require(it.ends[0] <= lower and upper <= it.ends[1], f"lipschitz={it.ends}: must enclose the layers' products")
     said = f"network {it.again['network_sha256'][:16]}, Lipschitz constant from {it.ends[0]:.6g} to {it.ends[1]:.6g}"
     said, middle = f"{said}, {effort} ({time.perf_counter() - start:.1f} s)", time.perf_counter()

@@ -1,4 +1,4 @@
-"""What the command line prints: certificates of single images, lists of runs."""
+"""What the command line prints: certificates of images, lists of runs."""
 
 import functools
 import sys
@@ -37,6 +37,32 @@ def certify_images(request: dict[str, object]) -> int:
     )
     if result.bundle:
         print(f"{result.bundle}  (check it with `lipcert verify`)")
+    return 0
+
+
+def certify_sets(request: dict[str, object]) -> int:
+    """Certify sets of classes for test images of a data set with a stored network and print one line each."""
+    from lipcert.config import parse
+    from lipcert.recertify import SetRequest, recertify_sets
+    from lipcert.report.tables import up
+
+    result = recertify_sets(parse(SetRequest, request))
+    rows = [("image", "label", "certified set", "l2 radius", "first class alone"), *result.image_rows()]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for number, label, members, proven, alone in rows:
+        print(f"{number:>{widths[0]}}  {label:<{widths[1]}}  {members:<{widths[2]}}  {proven:<9}  {alone}")
+    certificates, total = result.certificates, len(result.labels_N)
+    inside = "inside of the affinity sets" if certificates.affinity else f"of at most {certificates.k_max}"
+    print("\nRelaxed guarantees: a set of classes stays the same, not the first of them. No VRA.")
+    for at in result.radii:
+        loosest, strictest, alone = result.counts(at)
+        print(
+            f"{loosest} of {total} have their label in a certified set {inside} at l2 radius {at} "
+            f"({certificates.guarantee} guarantee, {certificates.arithmetic}), {strictest} in the smallest certified "
+            f"one; {alone} are correct and certified as one class."
+        )
+    upper = up(certificates.bounds.upper)
+    print(f"Lipschitz constant of the backbone: at most {upper} (proven). {result.seconds:.1f} s.")
     return 0
 
 

@@ -143,7 +143,7 @@ class TrainConfig(Architecture):
     clip: float = Field(3.0, gt=0, description="largest global gradient norm")
     power_steps: int = Field(3, ge=1, le=1000, description="warm-started power-method steps per training step")
     augmentation: Literal["crop", "gloro_cifar", "gloro_tiny", "randaugment", "imagenet", "imagenet_randaugment"] = (
-        Field("crop", description="crop and flip, or a published recipe's own; see lipcert.data.augment")
+        Field("crop", description="crop and flip, or a published recipe's own; see lipcert.data.batches")
     )
     crop: int | None = Field(None, ge=0, le=64, description="padding of the random crop; none: the data set's own")
     flip: bool | None = Field(None, description="random horizontal flip; none: the data set's own")

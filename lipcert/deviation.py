@@ -1,7 +1,8 @@
 """How far a computed forward pass can be from the exact one: at the image, and anywhere in the ball around it.
 
-Notation. f_l is the network's first l layers in exact arithmetic on the stored weights, c_l a proven bound on layer l's
-norm, P_l = c_1 ... c_l, m_l a proven bound on the norm of |W_l| (`bounds.magnitude`), k_l the number of products in one
+Notation. The network is its flat program (`lipcert.program`). f_l is its first l lines in exact arithmetic on the
+stored weights, c_l a proven bound on line l's norm, P_l one on the Lipschitz constant of f_l (c_1 ... c_l where there
+is no residual block), m_l a proven bound on the norm of |W_l| (`bounds.magnitude`), k_l the number of products in one
 output, n_l the number of outputs. u and w are unit roundoff and smallest normal number of an arithmetic.
 
 **Centre.** The certifier computes x_l at the image x in its own arithmetic. e_l >= ||x_l - f_l(x)||:
@@ -20,16 +21,27 @@ least ||y_l - x_l||:
     shift:   d_l = d_{l-1} + u (1 + 2u) (||x_l|| (1 + 2u) + g_{l-1} + |a| sqrt(n)),
 since || |W||y| + |b| || <= s_l + || |W||y - x_{l-1}| ||. All of them are affine in r: two numbers, `at` and `slope`.
 
+**Residual blocks.** At a Fork, line s, a run remembers x_s; e_s, d_s, g_s and P_s are kept with it. The lines of the
+branch carry on from there. Line l behind them is the Join, x_l = fl(x_s + x_{l-1}) and f_l = f_s + f_{l-1}:
+    join:    P_l = P_s + P_{l-1},  e_l = e_s + e_{l-1} + u (1 + 2u) ||x_l||
+             d_l = d_s + d_{l-1} + u ((1 + 2u) ||x_l|| + g_s + g_{l-1}).
+*Proof.* Triangle inequality, for maps and for errors; if the branch has the constant c, P_l is (1 + c) P_s. An addition
+is off by at most u |x_s + x_{l-1}| <= u (1 + 2u) |x_l|; the deployed one by at most u ||y_s + y_{l-1}||, and that norm
+is at most ||x_s + x_{l-1}|| + ||y_s - x_s|| + ||y_{l-1} - x_{l-1}||. QED
+The sum is an addition of its own, after the branch has been rounded. The errors of the two paths are added although
+they begin as one: like the constant 1 + c, loose where the branch takes back what reached it.
+
 **Underflow.** Results and operands below w may be read as zero:
     t_l = w sqrt(n) (4 (k+2) + k max|W| + sqrt(k) ||input||).
-Layers that only compare or copy may flush too: w sqrt(n).
+Layers that only compare or copy may flush too: w sqrt(n). A shift or a join reads two numbers and writes one, each of
+which may be flushed: 4 w sqrt(n), second order included.
 
 **Head.** Logit i is off by h_i e + q_i, with h the rows, q_i >= gamma_{F+2} (|h_i||x| + |b_i|) + t; a margin
 z_p - z_j by ||h_p - h_j|| e + q_p + q_j. So with z computed at the centre and K_pj = P ||h_p - h_j||:
     real:      z_p - z_j - (||h_p - h_j|| e + q_p + q_j) > K_pj r    proves the exact network on the ball;
     executed:  z_p - z_j - (...) - (||h_p - h_j|| d(r) + q'_p(r) + q'_j(r)) > K_pj r    proves the deployed one.
-**Overflow.** Partial sums in any order stay below 2 (s_l + m_l g_{l-1}), differences and the constants of shifts below
-twice what is in the brackets above; that must be below the largest number.
+**Overflow.** Partial sums in any order stay below 2 (s_l + m_l g_{l-1}); differences, the constants of shifts and the
+sums of joins below twice what is in the brackets above; that must be below the largest number.
 
 This is a running error analysis (Higham, Accuracy and Stability, 2nd ed., section 3.3) of both runs; Murray
 (arXiv 2603.13334) bounds the same deviation from weights alone, without the activations at the image.
@@ -52,8 +64,9 @@ from torch import Tensor, nn
 
 from lipcert.bounds.magnitude import magnitude_norm
 from lipcert.bounds.rounding import root_up, round_up
-from lipcert.forward import AFFINE, Activations, FloatFormat, output_shape
+from lipcert.forward import AFFINE, Activations, FloatFormat, Place
 from lipcert.layers import Shift
+from lipcert.program import Fork, Join
 
 _UP = 1 + 2.0**-45
 _LOST = 2.0**-900
@@ -61,10 +74,10 @@ _LOST = 2.0**-900
 
 @dataclass(frozen=True)
 class Step:
-    """What the recursion needs to know of one layer; floats are rounded up.
+    """What the recursion needs to know of one line of the program; floats are rounded up.
 
     norm: c_l. magnitude: m_l. bias: norm of |b| over all outputs. terms: k. outputs: number of entries.
-    weight: largest |weight|. shift: |a|, the constant that a `Shift` subtracts.
+    weight: largest |weight|. shift: |a|, the constant that a `Shift` subtracts. fork, join: ends of a residual block.
     """
 
     affine: bool
@@ -76,6 +89,8 @@ class Step:
     outputs: int = 1
     weight: float = 0.0
     shift: float | None = None
+    fork: bool = False
+    join: bool = False
 
     @property
     def inputs(self) -> int:
@@ -118,33 +133,21 @@ class Deviation:
     sums: Linear
 
 
-def steps(chain: nn.Sequential, input_shape: tuple[int, ...], norms: list[float]) -> list[Step]:
-    """One step a layer; `norms` are the proven upper ends of the backbone's layers, the head's own is not needed."""
-    found, shape = [], tuple(input_shape)
-    for layer, norm in zip(chain, [*norms, 1.0], strict=True):
-        after = output_shape(layer, shape)
-        sizes = {"input_shape": shape, "outputs": math.prod(after)}
-        if isinstance(layer, AFFINE):
-            weight = layer.weight.detach().double().abs().cpu()
-            positions = math.prod(after[1:])
-            squares = [Fraction(b) ** 2 for b in layer.bias.tolist()] if layer.bias is not None else []
-            bias = round_up(root_up(positions * sum(squares, start=Fraction(0))))
-            found.append(
-                Step(
-                    True,
-                    norm,
-                    magnitude_norm(layer, shape),
-                    bias,
-                    weight[0].numel(),
-                    weight=float(weight.max()),
-                    **sizes,
-                )
-            )
-        else:
-            amount = abs(layer.amount) if isinstance(layer, Shift) else None
-            found.append(Step(False, shift=amount, **sizes))
-        shape = after
-    return found
+def steps(program: Sequence[Place], norms: Sequence[float]) -> list[Step]:
+    """One step a line; `norms` are the proven upper ends of the affine layers, anything for other lines."""
+    return [_step(place, norm) for place, norm in zip(program, norms, strict=True)]
+
+
+def _step(place: Place, norm: float) -> Step:
+    layer, sizes = place.layer, {"input_shape": place.shape, "outputs": math.prod(place.after)}
+    if not isinstance(layer, AFFINE):
+        amount = abs(layer.amount) if isinstance(layer, Shift) else None
+        return Step(False, shift=amount, fork=isinstance(layer, Fork), join=isinstance(layer, Join), **sizes)
+    weight = layer.weight.detach().double().abs().cpu()
+    squares = [Fraction(b) ** 2 for b in layer.bias.tolist()] if layer.bias is not None else []
+    bias = round_up(root_up(math.prod(place.after[1:]) * sum(squares, start=Fraction(0))))
+    magnitude, largest = magnitude_norm(layer, place.shape), float(weight.max())
+    return Step(True, norm, magnitude, bias, weight[0].numel(), weight=largest, **sizes)
 
 
 def deviation(
@@ -162,13 +165,17 @@ def deviation(
     for index, step in enumerate(plan[:-1]):
         if step.affine:
             runs.affine(index, step)
+        elif step.fork:
+            runs.fork()
+        elif step.join:
+            runs.join(index, step)
         else:
             runs.other(index, step)
     return runs.head(len(plan) - 1, plan[-1], head)
 
 
 class _Runs:
-    """State of the two recursions: e (centre_B), d (ball), P (product)."""
+    """State of the two recursions: e (centre_B), d (ball), P (product), and what open forks remember of them."""
 
     def __init__(
         self, activations: Activations, plan: Sequence[Step], computed: FloatFormat, deployed: FloatFormat
@@ -183,6 +190,7 @@ class _Runs:
         there = Linear(pixels_B + self.centre_B, torch.ones_like(pixels_B))
         self.ball = (there * round_up(deployed.unit) + _copied(plan[0].inputs, deployed)).up()
         self.product = 1.0
+        self.remembered: list[tuple[Tensor, Linear, float, Linear]] = []
         self.sums = Linear(torch.zeros_like(pixels_B), torch.zeros_like(pixels_B))
 
     def apart(self) -> Linear:
@@ -211,11 +219,25 @@ class _Runs:
             # `amount` is rounded to the arithmetic before it is subtracted: u (1 + 2u) covers both roundings.
             constant = step.shift * math.sqrt(step.outputs) * _UP
             norm_B, units = self.norms_BL[:, index], [round_up(f.unit) for f in (self.computed, self.deployed)]
-            centre += (norm_B + constant) * (units[0] * (1 + 2 * units[0]))
+            centre = (norm_B + constant) * (units[0] * (1 + 2 * units[0])) + 4 * centre
             there = (self.apart() + norm_B * (1 + 2 * units[1]) + constant).up()
-            ball += there * (units[1] * (1 + 2 * units[1]))
+            ball = there * (units[1] * (1 + 2 * units[1])) + 4 * ball.at
             self._meet(there)
         self._update(self.centre_B + centre, self.ball + ball)
+
+    def fork(self) -> None:
+        self.remembered.append((self.centre_B, self.ball, self.product, self.apart()))
+
+    def join(self, index: int, step: Step) -> None:
+        centre_B, ball, product, apart = self.remembered.pop()
+        norm_B, units = self.norms_BL[:, index], [round_up(f.unit) for f in (self.computed, self.deployed)]
+        size_B = norm_B * (1 + 2 * units[0]) + 4 * _copied(step.outputs, self.computed)
+        there = (self.apart() + apart + size_B).up()
+        self._meet(there)
+        own_B = size_B * units[0] + 4 * _copied(step.outputs, self.computed)
+        own = there * units[1] + 4 * _copied(step.outputs, self.deployed)
+        self._update(self.centre_B + centre_B + own_B, self.ball + ball + own)
+        self.product = math.nextafter(self.product + product, math.inf)
 
     def head(self, index: int, step: Step, head: nn.Linear) -> Deviation:
         """The same for every logit by itself."""

@@ -4,9 +4,11 @@ The test set is used here only.
 """
 
 import csv
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,8 +18,9 @@ from lipcert import provenance, records
 from lipcert.certificate import Images, write_bundle
 from lipcert.certify import Certificates, certified_correct, certify_each, passes_for
 from lipcert.chain import chain_bounds
+from lipcert.checker import DATA as CHECKABLE
 from lipcert.config import TrainConfig
-from lipcert.data import Dataset, Split, load_dataset, to_unit
+from lipcert.data import Dataset, Split, batches, load_dataset, to_unit
 from lipcert.models import load_network, save_network
 from lipcert.paths import local_dir
 from lipcert.progress import Progress
@@ -30,6 +33,7 @@ RADII_FIELDS = ("index", "label", "prediction", "runner_up", "radius", "radius_e
 # (guarantee, arithmetic), the weakest first. Those in float32 cost three more passes: `certify_again` adds them.
 CLAIMS = (("nominal", "float64"), ("real", "float64"), ("executed", "float64"))
 ALL_CLAIMS = (*CLAIMS, ("real", "float32"), ("executed", "float32"))
+_PIECE_BYTES = 2**30  # of float64 images at a time: 50,000 images of 224 pixels would take 60 GB at once
 
 
 def write_results(run: Run, status: str) -> Path:
@@ -51,6 +55,7 @@ def write_results(run: Run, status: str) -> Path:
         data=records.Data(
             name=run.data.name, classes=run.data.classes, sha256=run.data.sha256, train=len(run.data.train.labels_N),
             validation=len(run.data.validation.labels_N), test=len(run.data.test.labels_N),
+            generated=run.stream.generated_sha256,
         ),
         model=records.Model(
             family=config.family, depth=config.depth, width=config.width, parameters=run.network.parameter_count(),
@@ -128,7 +133,10 @@ def certified_parts(
     claims: Sequence[tuple[str, str]] = CLAIMS,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[records.Test, records.Bounds]:
-    """Certify a split; writes per-image radii (executed in float64) and, for a test split, the certificate bundle."""
+    """Certify a split; writes per-image radii (executed in float64) and, for a test split, the certificate bundle.
+
+    No bundle for a data set that `lipcert.checker` does not know: nobody could check it.
+    """
     start = time.monotonic()
     certificates = certify_split(chain, data, split_name, device, effort, claims, progress)
     seconds = time.monotonic() - start
@@ -136,7 +144,7 @@ def certified_parts(
     radii = (config.radius, *config.report_radii)
     file, bundle = f"radii/{run_id}.csv", None
     write_radii(local_dir() / file, chosen, split)
-    if split_name == "test":
+    if split_name == "test" and data.name in CHECKABLE:
         bundle = f"certificates/{run_id}"
         write_bundle(local_dir() / bundle, chain, chosen, Images.of(data, split), tuple(dict.fromkeys(radii)))
     return test_part(certificates, split, split_name, radii, seconds, file, bundle), bounds_part(chosen)
@@ -151,11 +159,26 @@ def certify_split(
     claims: Sequence[tuple[str, str]] = CLAIMS,
     progress: Callable[[int], None] | None = None,
 ) -> list[Certificates]:
-    """Certify every image of a split: bounds on the CPU, logits in float64 on `device` where it has float64."""
+    """Certify every image of a split: bounds on the CPU, logits in float64 on `device` where it has float64.
+
+    Images are read and brought to float64 piece by piece; the result is the same, byte by byte, as in one piece.
+    """
     bounds = chain_bounds(chain, data.shape, effort)
-    images_NCHW = to_unit(getattr(data, split).images_NCHW, data.scale, torch.float64)
     on_device = chain if device.type == "mps" else chain.to(device)
-    return certify_each(on_device, images_NCHW, claims, effort=effort, bounds=bounds, progress=progress)
+    # Whole micro-batches of 64: a piece that is not one is filled up with zeros.
+    size = max(1, _PIECE_BYTES // (8 * math.prod(data.shape)) // 64) * 64
+    pieces = []
+    for images_BCHW in batches(getattr(data, split).images_NCHW, size):
+        unit_BCHW = to_unit(images_BCHW, data.scale, torch.float64)
+        pieces.append(certify_each(on_device, unit_BCHW, claims, effort=effort, bounds=bounds, progress=progress))
+    return [_joined(parts) for parts in zip(*pieces, strict=True)]
+
+
+def _joined(pieces: Sequence[Certificates]) -> Certificates:
+    """Certificates of consecutive pieces of a split, under the same bounds, as one."""
+    names = ("prediction_B", "radius_B", "runner_up_B", "logits_BK")
+    columns = {name: torch.cat([getattr(piece, name) for piece in pieces]) for name in names}
+    return replace(pieces[0], **columns)
 
 
 def test_part(

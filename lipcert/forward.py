@@ -3,7 +3,8 @@
 The error bounds of `lipcert.deviation` hold for sums in any order, not for Winograd, FFT or reduced-precision products,
 which `F.conv2d` may choose on its own. So a convolution here is data movement and one matrix product, and the caller's
 settings (TF32, autocast, number of threads, batch size) do not reach it: images run in micro-batches of a fixed size,
-each on one thread.
+each on one thread. What runs is the chain's flat program (`lipcert.program`): a residual block ends with one addition,
+of the activations remembered and the branch's.
 
 Shape letters: B batch, C channels, H height, W width, F features, K classes, L layers.
 """
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lipcert.layers import MinMax, Shift
+from lipcert.program import Fork, Instruction, Join, instructions
 from lipcert.threads import one_thread_each
 
 _MICRO_BATCH = 64
@@ -52,10 +54,11 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Activations:
-    """What the forward pass saw, per image, in float64; column l belongs to layer l of the chain, the head included.
+    """What the forward pass saw, per image, in float64; column l belongs to line l of the program, the head included.
 
     image_norms_B: l2 norm of the image as the pass saw it.
-    norms_BL: l2 norm of the input of an affine layer, of the output of a `Shift`, 0 elsewhere; not rounded outwards.
+    norms_BL: l2 norm of the input of an affine layer, of the output of a `Shift` or `Join`, 0 elsewhere; not rounded
+        outwards.
     magnitudes_BL: norm of |W||x| + |b| of every affine layer; None unless asked for.
     head_magnitudes_BK: |W||x| + |b| of the head, class by class; None unless asked for.
     """
@@ -65,6 +68,48 @@ class Activations:
     norms_BL: Tensor
     magnitudes_BL: Tensor | None
     head_magnitudes_BK: Tensor | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """One line of a program with the shapes, without the batch, before and after it."""
+
+    name: str
+    layer: Instruction
+    shape: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+def places(
+    chain: nn.Sequential,
+    input_shape: tuple[int, ...],
+    check: Callable[[str, nn.Module, tuple[int, ...]], None] | None = None,
+) -> list[Place]:
+    """The program of a chain for inputs of this shape; `check` sees every layer before it is tried.
+
+    Raises:
+        ValueError: a layer that cannot take what reaches it, or a residual block whose branch changes the shape.
+        TypeError: a layer without a forward pass here.
+    """
+    found: list[Place] = []
+    remembered, shape = [], tuple(input_shape)
+    for name, layer in instructions(chain):
+        after = shape
+        if isinstance(layer, Fork):
+            remembered.append(shape)
+        elif isinstance(layer, Join):
+            if (before := remembered.pop()) != shape:
+                raise ValueError(f"layer {name!r}: the branch makes {shape} of {before}; it must keep the shape")
+        else:
+            if check is not None:
+                check(name, layer, shape)
+            try:
+                after = output_shape(layer, shape)
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"layer {name!r} cannot take an input of shape {shape}: {error}") from error
+        found.append(Place(name, layer, shape, after))
+        shape = after
+    return found
 
 
 @torch.no_grad()
@@ -83,7 +128,7 @@ def run_chain(
     magnitudes: also run |W||x| + |b|, which doubles the work and makes float32 error bounds two to four times smaller.
     progress: called with the number of images done.
     """
-    layers = [_Prepared(layer, FORMATS[arithmetic].dtype, magnitudes) for layer in chain]
+    layers = [_Prepared(layer, FORMATS[arithmetic].dtype, magnitudes) for _, layer in instructions(chain)]
     device = next((p.device for p in chain.parameters()), torch.device("cpu"))
     dtype = FORMATS[arithmetic].dtype
 
@@ -111,9 +156,9 @@ def output_shape(layer: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class _Prepared:
-    """One layer with its weights in the arithmetic it runs in."""
+    """One line of the program with its weights in the arithmetic it runs in."""
 
-    def __init__(self, layer: nn.Module, dtype: torch.dtype, magnitudes: bool) -> None:
+    def __init__(self, layer: Instruction, dtype: torch.dtype, magnitudes: bool) -> None:
         self.layer = layer
         self.affine = isinstance(layer, AFFINE)
         self.weight = self.bias = self.size = None
@@ -151,6 +196,7 @@ class _Prepared:
 
 def _run_micro_batch(layers: list[_Prepared], x: Tensor, magnitudes: bool) -> list[Tensor]:
     norms, sizes, head, image = [], [], None, _norm(x)
+    remembered: list[Tensor] = []
     for layer in layers:
         if layer.affine and magnitudes:
             head = layer.magnitude(x)
@@ -158,8 +204,13 @@ def _run_micro_batch(layers: list[_Prepared], x: Tensor, magnitudes: bool) -> li
         else:
             sizes.append(torch.zeros_like(image))
         before = x
-        x = layer(x)
-        measured = before if layer.affine else x if isinstance(layer.layer, Shift) else None
+        if isinstance(layer.layer, Fork):
+            remembered.append(x)
+        elif isinstance(layer.layer, Join):
+            x = remembered.pop() + x
+        else:
+            x = layer(x)
+        measured = before if layer.affine else x if isinstance(layer.layer, (Shift, Join)) else None
         norms.append(torch.zeros_like(image) if measured is None else _norm(measured))
     columns = [x, image, torch.stack(norms, dim=1)]
     return [*columns, torch.stack(sizes, dim=1), head] if magnitudes else columns

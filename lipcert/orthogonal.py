@@ -2,8 +2,8 @@
 
 Training counts them as 1. The certifier does not believe that: it bounds the materialised weights like any others.
 
-Shape letters: B batch, C channels (in a matrix: columns), H height, W width, R rows, F features, L layers of a stack,
-O outputs, I inputs.
+Shape letters: B batch, C channels (of a matrix: columns), H height, W width, R rows, N rows of one block, P rows before
+it, F features, L layers of a stack, O outputs, I inputs.
 """
 
 import math
@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from lipcert.layers import Map, MinMax, plain_conv, plain_linear
 
 _RIDGE = 1e-3  # of the mean squared row length, as in the reference; keeps the factorisation well conditioned
+_BLOCK = 256  # rows; small enough for products to do the work, large enough for them to run at full speed
 
 
 def cholesky_orthogonalise(matrix_RC: Tensor) -> Tensor:
@@ -23,8 +24,7 @@ def cholesky_orthogonalise(matrix_RC: Tensor) -> Tensor:
 
     d = 1e-3 mean(diag(M M^T)) is treated as a constant. The singular values of the result are sqrt(l / (l + d)) for
     the eigenvalues l of M M^T, below 1 in exact arithmetic. Orthogonalising the smaller side is cheaper and avoids a
-    rank-deficient Gram matrix. Autocast is switched off: a Gram matrix in bfloat16 would train other weights than those
-    that are certified.
+    rank-deficient Gram matrix. Autocast does not reach it.
 
     Args:
         matrix_RC: (..., R, C), a batch of matrices, float32 or float64.
@@ -34,14 +34,20 @@ def cholesky_orthogonalise(matrix_RC: Tensor) -> Tensor:
         a matrix of zeros, or a rounding error of the Gram matrix above d.
     """
     if matrix_RC.shape[-2] > matrix_RC.shape[-1]:
-        return cholesky_orthogonalise(matrix_RC.mT).mT
+        return cholesky_orthogonalise(matrix_RC.mT.contiguous()).mT
     return _CholeskyOrthogonalise.apply(matrix_RC)[0]
 
 
 class _CholeskyOrthogonalise(torch.autograd.Function):
-    """W = L^-1 M with L L^T = M M^T + d I, and its gradient by two products and one triangular solve.
+    """W = L^-1 M with L L^T = S = M M^T + d I for R <= C, and its gradient.
 
-    Let G = dLoss/dW. From dW = L^-1 dM - L^-1 dL W,
+    Forward, a block N of rows after the rows P before it: S_NP = M_N M_P^T = L_NP L_PP^T and W_P = L_PP^-1 M_P give
+
+        L_NP = M_N W_P^T,   L_NN = chol(M_N M_N^T + d I - L_NP L_NP^T),   W_N = L_NN^-1 (M_N - L_NP W_P),
+
+    so that nearly all the work is matrix products, and only the blocks of S on its diagonal are ever formed.
+
+    Backward: let G = dLoss/dW. From dW = L^-1 dM - L^-1 dL W,
 
         dLoss = <L^-T G, dM> + <A, dL>,   A = -L^-T G W^T.
 
@@ -50,25 +56,33 @@ class _CholeskyOrthogonalise(torch.autograd.Function):
         <A, dL> = <sym(L^-T Phi(L^T A) L^-1), dS>,   dS = dM M^T + M dM^T.
 
     (That only the lower triangle of A meets dL needs no care: L^T times a strictly upper triangle is one again, and Phi
-    drops it.) L^T A = -G W^T needs no solve, and M enters only as L^-1 M = W. With P = Phi(G W^T),
+    drops it.) L^T A = -G W^T needs no solve, and M enters only as L^-1 M = W. With Q = Phi(G W^T),
 
-        dLoss/dM = L^-T (G - (P + P^T) W).
+        dLoss/dM = L^-T (G - (Q + Q^T) W):
 
-    Only W and L are kept. Autograd through the formula keeps S, L and M as well and takes three triangular solves and
-    four products.
+    two products, of which the first only below the diagonal, and one triangular solve. Only W and L are kept.
     """
 
     @staticmethod
     def forward(matrix_RC: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(_device_type(matrix_RC), enabled=False):
-            gram_RR = matrix_RC @ matrix_RC.mT
-            diagonal_R = gram_RR.diagonal(dim1=-2, dim2=-1)
-            diagonal_R += _RIDGE * diagonal_R.mean(dim=-1, keepdim=True)
-            # `_ex`: no wait for the device to report success.
-            factor_RR, failed = torch.linalg.cholesky_ex(gram_RR)
-            # What a failed factorisation leaves behind is finite; NaN makes the loss so, which ends the run.
-            factor_RR.diagonal(dim1=-2, dim2=-1).masked_fill_((failed != 0)[..., None], math.nan)
-            return torch.linalg.solve_triangular(factor_RR, matrix_RC, upper=False), factor_RR
+        rows = matrix_RC.shape[-2]
+        weight_RC = torch.empty_like(matrix_RC)
+        factor_RR = matrix_RC.new_zeros(*matrix_RC.shape[:-1], rows)
+        with _full_precision(matrix_RC):
+            ridge = _RIDGE * matrix_RC.square().sum(dim=(-2, -1)) / rows
+            for start, stop in _blocks(rows):
+                block_NC, done_PC = matrix_RC[..., start:stop, :], weight_RC[..., :start, :]
+                gram_NN = block_NC @ block_NC.mT
+                gram_NN.diagonal(dim1=-2, dim2=-1).add_(ridge[..., None])
+                if start:
+                    left_NP = block_NC @ done_PC.mT
+                    gram_NN -= left_NP @ left_NP.mT
+                    block_NC = block_NC - left_NP @ done_PC
+                    factor_RR[..., start:stop, :start] = left_NP
+                corner_NN = _cholesky(gram_NN)
+                factor_RR[..., start:stop, start:stop] = corner_NN
+                weight_RC[..., start:stop, :] = _solve(corner_NN, block_NC, upper=False)
+        return weight_RC, factor_RR
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -79,14 +93,53 @@ class _CholeskyOrthogonalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_RC: Tensor, _: Tensor) -> Tensor:
         weight_RC, factor_RR = ctx.saved_tensors
-        with torch.autocast(_device_type(weight_RC), enabled=False):
-            lower_RR = (grad_RC @ weight_RC.mT).tril()
-            symmetric_RR = lower_RR + lower_RR.tril(-1).mT  # P + P^T: the halves of the diagonal add up
-            return torch.linalg.solve_triangular(factor_RR.mT, grad_RC - symmetric_RR @ weight_RC, upper=True)
+        rows = weight_RC.shape[-2]
+        with _full_precision(weight_RC):
+            slope_RC = grad_RC - _mirrored_product(grad_RC, weight_RC) @ weight_RC
+            for start, stop in reversed(_blocks(rows)):
+                block_NC = slope_RC[..., start:stop, :]
+                if stop < rows:
+                    block_NC = block_NC - factor_RR[..., stop:, start:stop].mT @ slope_RC[..., stop:, :]
+                corner_NN = factor_RR[..., start:stop, start:stop].mT
+                slope_RC[..., start:stop, :] = _solve(corner_NN, block_NC, upper=True)
+        return slope_RC
 
 
-def _device_type(tensor: Tensor) -> str:
-    return "cpu" if tensor.is_meta else tensor.device.type  # autocast does not know meta
+def _mirrored_product(grad_RC: Tensor, weight_RC: Tensor) -> Tensor:
+    """Q + Q^T of the backward pass, (..., R, R): the lower triangle of G W^T and its mirror image."""
+    rows = weight_RC.shape[-2]
+    product_RR = weight_RC.new_empty(*weight_RC.shape[:-1], rows)
+    for start, stop in _blocks(rows):
+        row_NP = grad_RC[..., start:stop, :] @ weight_RC[..., :stop, :].mT
+        corner_NN = row_NP[..., start:]
+        corner_NN.copy_(corner_NN.tril() + corner_NN.tril(-1).mT)  # the two halves of the diagonal add up
+        product_RR[..., start:stop, :stop] = row_NP
+        product_RR[..., :start, start:stop] = row_NP[..., :start].mT
+    return product_RR
+
+
+def _cholesky(gram_NN: Tensor) -> Tensor:
+    """The lower factor; NaN on its diagonal where there is none, without a wait for the device (hence `_ex`)."""
+    factor_NN, failed = torch.linalg.cholesky_ex(gram_NN)
+    # What a failed factorisation leaves behind can be finite; NaN reaches the loss, which ends the run.
+    factor_NN.diagonal(dim1=-2, dim2=-1).masked_fill_((failed != 0)[..., None], math.nan)
+    return factor_NN
+
+
+def _solve(factor_NN: Tensor, block_NC: Tensor, upper: bool) -> Tensor:
+    """factor^-1 block."""
+    # Posed as X^T factor^T = block^T, because rows in memory are columns to LAPACK: asked for X, torch copies twice.
+    return torch.linalg.solve_triangular(factor_NN.mT, block_NC.mT, upper=not upper, left=False).mT
+
+
+def _blocks(rows: int) -> list[tuple[int, int]]:
+    """First and last row (exclusive) of each block."""
+    return [(start, min(start + _BLOCK, rows)) for start in range(0, rows, _BLOCK)]
+
+
+def _full_precision(tensor: Tensor) -> torch.autocast:
+    """Autocast off on the tensor's device: a Gram matrix in bfloat16 would train other weights than are certified."""
+    return torch.autocast("cpu" if tensor.is_meta else tensor.device.type, enabled=False)  # it does not know "meta"
 
 
 class OrthogonalPatchConv(Map):
@@ -146,8 +199,10 @@ class OrthogonalResidualStack(Map):
 
     def __init__(self, depth: int, features: int):
         super().__init__()
-        if features % 2:
-            raise ValueError(f"features={features}: must be even, because MinMax sorts pairs of them")
+        if depth < 1 or features < 2 or features % 2:
+            raise ValueError(
+                f"depth={depth}, features={features}: depth must be >= 1 and features even, because MinMax sorts pairs"
+            )
         self.branch_LFF = nn.Parameter(torch.randn(depth, features, features) / features)
         self.gamma_LF = nn.Parameter(torch.ones(depth, features))
         self.bias_LF = nn.Parameter(torch.zeros(depth, features))

@@ -1,4 +1,7 @@
-"""Certify images with a stored network: what `lipcert certify` and the notebooks `certify` and `tour` do."""
+"""Certify images with a stored network: what `lipcert certify` and the notebooks `certify` and `tour` do.
+
+Shape suffixes: N images, C channels, H height, W width.
+"""
 
 import time
 from dataclasses import dataclass
@@ -12,12 +15,14 @@ from torch import Tensor, nn
 from lipcert.certificate import Images, has_bundle, write_bundle
 from lipcert.certify import ABSTAIN, Certificates, certified_correct, certify
 from lipcert.chain import NotCertifiable
+from lipcert.checker import DATA as CHECKABLE
 from lipcert.config import RadiusText, Settings, parse, plain_values
-from lipcert.data import Split, load_dataset, to_unit
+from lipcert.data import Dataset, Split, load_dataset, to_unit
 from lipcert.evaluate import write_radii
 from lipcert.models import open_network
 from lipcert.paths import local_dir
 from lipcert.provenance import tensors_sha256
+from lipcert.relaxed import SetCertificates, certify_affinity, certify_top_k, relaxed_correct
 from lipcert.report.tables import Markdown, down, percent, table, up
 
 
@@ -32,6 +37,13 @@ class Request(Settings):
     effort: Literal["fast", "tight", "exact"] = Field("fast", description="how hard to sharpen the bounds")
     guarantee: Literal["nominal", "real", "executed"] = Field("executed", description="what radii promise")
     arithmetic: Literal["float64", "float32"] = Field("float64", description="what the network is run in")
+
+
+class SetRequest(Request):
+    """The same for sets of classes: one of `top_k` and `affinity`."""
+
+    top_k: int = Field(0, ge=0, description="sets of at most so many classes")
+    affinity: str = Field("", description="sets inside of these, such as '[3,5][4,7]', by name or number")
 
 
 def request_from(namespace: dict[str, Any], **defaults: Any) -> Request:
@@ -126,7 +138,79 @@ def recertify(request: Request) -> Recertified:
         FileNotFoundError, ValueError: unknown or damaged network, or a missing data set.
         NotCertifiable: images the network cannot take, or numbers outside the test set.
     """
-    named = Path(request.model)
+    chain, data, split = _opened(request)
+    named, name = Path(request.model), data.name
+    images_NCHW = to_unit(split.images_NCHW, data.scale, torch.float64)
+    began = time.monotonic()
+    certificates = certify(
+        chain, images_NCHW, effort=request.effort, guarantee=request.guarantee, arithmetic=request.arithmetic
+    )
+    seconds = time.monotonic() - began
+    fingerprint = tensors_sha256(chain.state_dict())[:8]
+    path = local_dir() / "certified" / f"{named.stem}-{fingerprint}-{name}-{request.start}-{len(split)}.csv"
+    write_radii(path, certificates, split)
+    radii = request.radii or (chain.card["radius"],)
+    bundle = None
+    if has_bundle(request.guarantee, request.arithmetic) and data.name in CHECKABLE:
+        bundle = local_dir() / "certificates" / named.stem
+        write_bundle(bundle, chain, certificates, Images.of(data, split), radii)
+    return Recertified(request, chain, certificates, images_NCHW, split.labels_N, radii, seconds, path, bundle)
+
+
+@dataclass(frozen=True)
+class RecertifiedSets:
+    """Certified sets of classes of some test images."""
+
+    request: SetRequest
+    chain: nn.Sequential
+    certificates: SetCertificates
+    labels_N: Tensor
+    radii: tuple[str, ...]
+    seconds: float
+
+    def image_rows(self) -> list[tuple[str, str, str, str, str]]:
+        """Number, label, the set certified farthest, its radius and that of the first class alone; cut, not rounded."""
+        c, names, rows = self.certificates, self.chain.card["class_names"], []
+        found = zip(c.members(c.best_k_B), self.labels_N.tolist(), c.radius_B, c.radius_BT[:, 0], strict=True)
+        for i, (members, label, radius, alone) in enumerate(found):
+            wrong = "" if label in members else " (wrong)"
+            said = ", ".join(names[m] for m in members) + wrong if members else "abstains"
+            cells = [cut(float(r)) if r > 0 else "none" for r in (radius, alone)]
+            rows.append((str(self.request.start + i), names[label], said, *cells))
+        return rows
+
+    def counts(self, radius: str) -> tuple[int, int, int]:
+        """Images whose label is in a certified set, in the smallest certified one, and is certified alone."""
+        c, labels_N = self.certificates, self.labels_N
+        chosen = [relaxed_correct(c, labels_N, radius, choice) for choice in ("loosest", "strictest")]
+        return *chosen, relaxed_correct(c.up_to(1), labels_N, radius)
+
+
+def recertify_sets(request: SetRequest) -> RecertifiedSets:
+    """Certify sets of classes (`lipcert.relaxed`); writes nothing.
+
+    Raises:
+        FileNotFoundError, ValueError: unknown or damaged network, or a missing data set.
+        NotCertifiable: images the network cannot take, numbers outside the test set, or not one kind of sets.
+    """
+    if bool(request.top_k) == bool(request.affinity):
+        raise NotCertifiable(
+            f"top_k={request.top_k}, affinity={request.affinity!r}: sets are limited by exactly one of them"
+        )
+    chain, data, split = _opened(request)
+    images_NCHW = to_unit(split.images_NCHW, data.scale, torch.float64)
+    began = time.monotonic()
+    asked = {"effort": request.effort, "guarantee": request.guarantee, "arithmetic": request.arithmetic}
+    if request.top_k:
+        certificates = certify_top_k(chain, images_NCHW, request.top_k, **asked)
+    else:
+        certificates = certify_affinity(chain, images_NCHW, request.affinity, data.class_names, **asked)
+    radii = request.radii or (chain.card["radius"],)
+    return RecertifiedSets(request, chain, certificates, split.labels_N, radii, time.monotonic() - began)
+
+
+def _opened(request: Request) -> tuple[nn.Sequential, Dataset, Split]:
+    """The network, its data set and the test images asked for."""
     chain = open_network(request.model)
     card = chain.card
     name = request.images or card["dataset"]
@@ -137,22 +221,7 @@ def recertify(request: Request) -> Recertified:
             f"images={name!r}: images of shape {data.shape} in {data.classes} classes; the network takes "
             f"{tuple(card['input_shape'])} in {len(card['class_names'])} classes of {card['dataset']}"
         )
-    split = _part(data.test, name, request)
-    images_NCHW = to_unit(split.images_NCHW, data.scale, torch.float64)
-    began = time.monotonic()
-    certificates = certify(
-        chain, images_NCHW, effort=request.effort, guarantee=request.guarantee, arithmetic=request.arithmetic
-    )
-    seconds = time.monotonic() - began
-    fingerprint = tensors_sha256(chain.state_dict())[:8]
-    path = local_dir() / "certified" / f"{named.stem}-{fingerprint}-{name}-{request.start}-{len(split)}.csv"
-    write_radii(path, certificates, split)
-    radii = request.radii or (card["radius"],)
-    bundle = None
-    if has_bundle(request.guarantee, request.arithmetic):
-        bundle = local_dir() / "certificates" / named.stem
-        write_bundle(bundle, chain, certificates, Images.of(data, split), radii)
-    return Recertified(request, chain, certificates, images_NCHW, split.labels_N, radii, seconds, path, bundle)
+    return chain, data, _part(data.test, name, request)
 
 
 def _part(test: Split, name: str, request: Request) -> Split:

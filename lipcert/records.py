@@ -34,16 +34,21 @@ class _Part(BaseModel):
 class Data(_Part):
     name: str = Field(description="data set")
     classes: int = Field(ge=2, description="number of classes used")
-    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the images, labels, split and class choice used")
+    sha256: str = Field(
+        pattern="^[0-9a-f]{64}$", description="of images (imagenet: file names, sizes), labels, split and classes"
+    )
     train: int = Field(ge=1, description="training images")
     validation: int = Field(ge=0, description="images held out of the training set")
     test: int = Field(ge=1, description="test images")
+    generated: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="sha256 of the file of generated images trained on; null without"
+    )
 
 
 class Model(_Part):
     family: str = Field(description="network family")
-    depth: int = Field(description="linear residual blocks")
-    width: int = Field(description="channels of the stack")
+    depth: int = Field(description="blocks; gloro: convolutions")
+    width: int = Field(description="channels of the blocks, or of the first stage")
     parameters: int = Field(ge=1, description="trained parameters")
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the materialised float32 weights")
     file: str | None = Field(description="the plain network, safetensors; null when not kept")
@@ -58,7 +63,7 @@ class Choices(_Part):
 class Training(_Part):
     loss: str = Field(description="training loss")
     status: Literal["finished", "stopped"] = Field(description="stopped: interrupted before its last step, not tested")
-    batch: int = Field(ge=1, description="images per step")
+    batch: int = Field(ge=1, description="images per step, generated ones included")
     steps: int = Field(ge=0, description="optimiser steps done")
     images: int = Field(ge=0, description="steps x batch")
     seconds: float = Field(ge=0, description="wall time of the training steps, over all sessions of the run")

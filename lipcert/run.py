@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from lipcert.config import Architecture, ModelConfig, TrainConfig, steps_of
-from lipcert.data import DATASETS, Dataset, augment, to_unit
+from lipcert.data import Dataset
 from lipcert.losses import bottom_logit, training_loss
 from lipcert.models import Network, build_model
 from lipcert.provenance import git_state
 from lipcert.schedules import learning_rate, robust_weight, training_radius
+from lipcert.stream import Stream
 
-_ORDER, _AUGMENT = 1, 2  # random streams
 _SHARED_FLOPS = 5e9  # a step below this stays on one thread
 _WARM_START_STEPS = 100  # power-method rounds before the first step, so that training starts from converged norms
 CURVE_FIELDS = (
@@ -44,8 +44,8 @@ class Run:
     def __init__(self, config: TrainConfig, data: Dataset):
         self.config, self.data = config, data
         self.device = pick_device(config.device)
-        self.batch = min(config.batch, len(data.train.labels_N))
-        self.per_epoch = len(data.train.labels_N) // self.batch
+        self.stream = Stream(config, data, self.device)
+        self.batch = self.stream.size
         self.model_config = model_config(config, data)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -56,27 +56,13 @@ class Run:
             self.network.lipschitz_estimate(_WARM_START_STEPS)
         self.optimizer = _optimizer(config, self.network)
         self.loss, self.plain_loss = training_loss(config.loss), training_loss("cross_entropy")
-        facts = DATASETS[config.dataset]
-        self.crop = facts.crop if config.crop is None else config.crop
-        self.flip = facts.flip if config.flip is None else config.flip
-        self.images = data.train.images_NCHW.to(self.device)
-        self.labels = data.train.labels_N.to(self.device)
         # Now, not when the record is written: what is committed while the run goes on did not train it.
         self.commit, self.dirty = git_state()
         self.step, self.seconds = 0, 0.0
         self.curve: list[list[float]] = []
         self.totals = torch.zeros(5, dtype=torch.float64 if self.device.type != "mps" else None, device=self.device)
         self.since = 0  # steps behind the totals
-        self._order: tuple[int, Tensor] | None = None
         self.steps = 0 if config.minutes is not None else steps_of(config, len(data.train.labels_N))
-
-    def indices(self, step: int) -> Tensor:
-        """Training images of a step: a new seeded permutation every epoch."""
-        epoch, position = divmod(step, self.per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(_seed(self.config.seed, _ORDER, epoch))
-            self._order = epoch, torch.randperm(len(self.labels), generator=generator).to(self.device)
-        return self._order[1][position * self.batch : (position + 1) * self.batch]
 
     def train_step(self) -> None:
         """One optimiser step; adds to `totals` on the device."""
@@ -84,13 +70,7 @@ class Run:
         radius = training_radius(config, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, progress)
-        index_B = self.indices(self.step)
-        labels_B = self.labels[index_B]
-        images_BCHW = self.images[index_B]
-        if self.crop or self.flip:
-            generator = torch.Generator(self.device).manual_seed(_seed(config.seed, _AUGMENT, self.step))
-            images_BCHW = augment(images_BCHW, generator, self.crop, self.flip)
-        images_BCHW = to_unit(images_BCHW, self.data.scale).to(memory_format=torch.channels_last)
+        images_BCHW, labels_B = self.stream(self.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             features_BF = self.forward(images_BCHW)
         logits_BK = self.network.head(features_BF.float())
@@ -174,7 +154,8 @@ class Run:
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         return {
-            "config": self.config.model_dump(mode="json"), "data": self.data.sha256, "steps": self.steps,
+            "config": self.config.model_dump(mode="json"), "data": self.data.sha256,
+            "generated": self.stream.generated_sha256, "steps": self.steps,
             "step": self.step, "seconds": self.seconds, "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(), "curve": self.curve, "totals": self.totals, "since": self.since,
             "commit": self.commit, "dirty": self.dirty,
@@ -189,6 +170,10 @@ class Run:
         if state["data"] != self.data.sha256:
             raise TrainingError(
                 f"checkpoint was trained on other data (sha256 {state['data']}, here {self.data.sha256})"
+            )
+        if state.get("generated") != self.stream.generated_sha256:
+            raise TrainingError(
+                f"checkpoint was trained on another file of generated images than {self.config.generated}"
             )
         self.config = TrainConfig(**state["config"])
         self.network.load_state_dict(state["network"], strict=True)
@@ -276,8 +261,3 @@ def _optimizer(config: TrainConfig, network: Network) -> torch.optim.Optimizer:
             ) from None
         optimizer = Lookahead(optimizer, k=6, alpha=0.5)
     return optimizer
-
-
-def _seed(*parts: int) -> int:
-    """One seed for a (seed, stream, number) triple; streams do not overlap for neighbouring numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

@@ -10,10 +10,11 @@
 - `certify(model, images_BCHW) -> (prediction_B, radius_B)`: for an nn.Sequential; -1 or radius 0 where nothing is
   promised. Raising any exception is refusing, and refusing is never wrong.
 
-Attacks are weak falsifiers; here the truth is known instead (`families`, `razor`, `aligned`), and what certifiers got
-wrong before is kept with witnesses that are executed (`corpus`). That the bench has teeth is shown by `mutation_table`:
-each of some eighty unsound certifiers fails it, as does the power method. It needs torch and numpy, and of lipcert only
-the activation MinMax; give `activation` to use another.
+Attacks are weak falsifiers; here the truth is known instead (`families`, `razor`, `aligned`, `blocks`), and what
+certifiers got wrong before is kept with witnesses that are executed (`corpus`). That the bench has teeth is shown by
+`mutation_table`: each of some ninety unsound certifiers fails it, as does the power method. It needs torch and numpy,
+and of lipcert only the activation MinMax (give `activation` to use another) and the module `Residual`: a certifier that
+does not know it refuses those networks.
 """
 
 from lipcert.bench.mutation import as_markdown, mutation_table

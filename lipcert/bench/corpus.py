@@ -80,9 +80,10 @@ def nothing(model: nn.Module, images_BCHW: Tensor) -> Case:
 
 def all_entries() -> list[Entry]:
     """The whole corpus, in the order of its topics."""
-    from lipcert.bench import corpus_inputs, corpus_layers, corpus_numbers, corpus_rounding
+    from lipcert.bench import corpus_blocks, corpus_inputs, corpus_layers, corpus_numbers, corpus_rounding
 
-    return [*corpus_numbers.ENTRIES, *corpus_layers.ENTRIES, *corpus_inputs.ENTRIES, *corpus_rounding.ENTRIES]
+    layers = [*corpus_numbers.ENTRIES, *corpus_layers.ENTRIES, *corpus_blocks.ENTRIES]
+    return [*layers, *corpus_inputs.ENTRIES, *corpus_rounding.ENTRIES]
 
 
 def ulp(value: float, digits: int = 53) -> float:

@@ -15,6 +15,7 @@ from lipcert.bench.edge import frozen
 from lipcert.bench.exact import executed_class, real_class, real_logits
 from lipcert.bench.razor import orthogonal
 from lipcert.bench.verdict import DTYPES, Case
+from lipcert.layers import Residual
 
 BIASES = "Murray, arXiv 2603.13334: biases of 1e6"
 BACKDOOR = "Zombori et al., ICLR 2021: a pattern absorbed by a large number"
@@ -51,6 +52,23 @@ def absorbed(arithmetic: str, inside: bool) -> Case:
     model = _column((1.0, large), (1.0, -large), threshold=0.75 if inside else 0.25, dtype=dtype)
     near = ((0, torch.full(PIXEL, 0.5 + 2.0**-20, dtype=dtype)),) if inside else ()
     return Case(model, grey(PIXEL), near, semantics=arithmetic)
+
+
+def absorbed_by_a_sum(arithmetic: str) -> Case:
+    """`absorbed` with C from the branch of a residual block, 0 x + C: the addition of skip and branch rounds."""
+    large, dtype = 2.0**23 if arithmetic == "float32" else 2.0**52, DTYPES[arithmetic]
+    block = Residual(nn.Sequential(frozen(torch.zeros(1, 1), torch.tensor([large], dtype=dtype), dtype)))
+    model = _column((1.0, -large), threshold=0.75, dtype=dtype)
+    model.insert(1, block.eval())
+    return Case(model, grey(PIXEL), ((0, torch.full(PIXEL, 0.5 + 2.0**-20, dtype=dtype)),), semantics=arithmetic)
+
+
+def overflow_of_a_sum() -> Case:
+    """x * B + x * B in a residual block is infinite in float32, where x * B is not and float64 notices nothing."""
+    large = 3.5e38
+    model = _column((large, 0.0), (0.5 / large, 0.0), threshold=0.25, dtype=torch.float64)
+    model.insert(2, Residual(nn.Sequential(nn.Identity())).eval())
+    return Case(model, grey(PIXEL, 0.9), semantics="float32")
 
 
 def real_backdoor() -> Case:
@@ -140,12 +158,14 @@ ENTRIES = [
             ("biases of 1e6", BIASES, huge_bias),
             ("dense biases of 1e6", BIASES, searched_biases),
             ("absorbed pixel", BACKDOOR, lambda arithmetic: absorbed(arithmetic, inside=True)),
+            ("pixel absorbed by the sum of a residual block", BACKDOOR, absorbed_by_a_sum),
             ("underflow", UNDERFLOW, underflow),
         )
     ),
     entry("rounding", "absorbed pixel at the image, float32", BACKDOOR, lambda: absorbed("float32", inside=False)),
     entry("rounding", "linear classifier, float32", SEARCH, searched_linear),
     entry("rounding", "overflow, float32", OVERFLOW, lambda: overflow("float32")),
+    entry("rounding", "overflow of the sum of a residual block, float32", OVERFLOW, overflow_of_a_sum),
     entry("rounding", "overflow, float64", OVERFLOW, lambda: overflow("float64")),
     entry("rounding", "pixel absorbed altogether, real", BACKDOOR, real_backdoor),
     entry("rounding", "underflow, real", UNDERFLOW, real_underflow),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipcert.layers import MinMax
+from lipcert.layers import MinMax, Residual
 
 EXACT_UP_TO = 24  # smaller side of a matrix whose norm is compared in fractions
 _LAPACK = 1e-12  # the SVD of a matrix of up to a few hundred rows is this good by far: n * 1.1e-16
@@ -105,9 +105,12 @@ def distance_squared(first: Tensor, second: Tensor) -> Fraction:
 
 
 def real_logits(model: nn.Sequential, image: Tensor) -> list[Fraction]:
-    """Logits in real arithmetic, exactly, for chains of nn.Linear, nn.ReLU, MinMax, nn.Flatten and nn.Identity."""
-    values = [Fraction(v) for v in image.flatten().tolist()]
-    for layer in model:
+    """Logits in real arithmetic, exactly: chains of nn.Linear, nn.ReLU, MinMax, nn.Flatten, nn.Identity, Residual."""
+    return _real(model, [Fraction(v) for v in image.flatten().tolist()])
+
+
+def _real(layers: nn.Sequential, values: list[Fraction]) -> list[Fraction]:
+    for layer in layers:
         if type(layer) is nn.Linear:
             biases = [0.0] * layer.out_features if layer.bias is None else layer.bias.tolist()
             rows = zip(layer.weight.tolist(), biases, strict=True)
@@ -121,6 +124,8 @@ def real_logits(model: nn.Sequential, image: Tensor) -> list[Fraction]:
             half = len(values) // 2
             pairs = list(zip(values[:half], values[half:], strict=True))
             values = [max(pair) for pair in pairs] + [min(pair) for pair in pairs]
+        elif type(layer) is Residual:
+            values = [v + w for v, w in zip(values, _real(layer.branch, values), strict=True)]
         elif type(layer) not in (nn.Flatten, nn.Identity):
             raise TypeError(f"{type(layer).__name__}: not evaluated in fractions")
     return values

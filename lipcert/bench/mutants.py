@@ -18,6 +18,7 @@ from lipcert.bench.exact import in_dtype, operator_matrix
 from lipcert.bench.reference import REFERENCE, Reference, Shape, exact_norm, is_steady
 from lipcert.bench.state import Bound
 from lipcert.bench.verdict import Certify, Claim
+from lipcert.bench.wrong_blocks import WRONG_BLOCKS, without_skips
 from lipcert.bench.wrong_norms import WRONG_NORMS, power_method
 from lipcert.layers import MinMax
 
@@ -249,7 +250,7 @@ def _bounds() -> list[Mutant]:
 def _constants() -> list[Mutant]:
     return [
         _mutant("unknown layer counts as 1", GLORO, unknown=lambda layer, shape: 1.0),
-        _mutant("residual block: maximum instead of sum", MISTAKE, unknown=_residual),
+        _mutant("another's residual block: maximum instead of sum", MISTAKE, unknown=_residual),
         _mutant("subclasses pass for their parents", MISTAKE, weighted=_weighted_subclass, norm=_weight_only),
         _mutant("subclass of MinMax passes", MISTAKE, steady=lambda x: is_steady(x) or isinstance(x, MinMax)),
         _mutant("HouseHolder passes whatever its vector", LIRESNET, steady=lambda x: is_steady(x) or hasattr(x, "v")),
@@ -264,6 +265,11 @@ def _constants() -> list[Mutant]:
         _mutant("norms at the size of the output", "layers swapped", seen=lambda layer, b, a: a if len(a) == 3 else b),
         _mutant("a layer that stands twice counts once", MISTAKE, layers=lambda model: list(dict.fromkeys(model))),
     ]
+
+
+def _blocks() -> list[Mutant]:
+    found = [_mutant(f"residual block: {name}", MISTAKE, residual=rule) for name, rule in WRONG_BLOCKS.items()]
+    return [*found, _mutant("residual block: run without its skip", MISTAKE, run=without_skips)]
 
 
 def _models() -> list[Mutant]:
@@ -330,7 +336,7 @@ def _promises() -> list[Mutant]:
 
 def mutants() -> list[Mutant]:
     """All of them, made anew, for some remember what they have seen."""
-    return [*_bounds(), *_constants(), *_models(), *_verdicts(), *_promises()]
+    return [*_bounds(), *_constants(), *_blocks(), *_models(), *_verdicts(), *_promises()]
 
 
 def public_power_method() -> Reference:

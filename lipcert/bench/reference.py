@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.bench.exact import in_dtype, operator_matrix, svd_norm
-from lipcert.layers import MinMax
+from lipcert.layers import MinMax, Residual
 
 Shape = tuple[int, ...]
 Norm = Callable[[nn.Module, Shape], float]
@@ -98,6 +98,11 @@ def step_down(radius_B: Tensor) -> Tensor:
     return torch.nextafter(radius_B, torch.full_like(radius_B, -math.inf))
 
 
+def triangle(norms: list[float], depth: int) -> float:
+    """Of a residual block, from the norms along its branch; `depth` counts the blocks around it."""
+    return 1 + math.prod(norms)
+
+
 @dataclass(frozen=True)
 class Reference:
     """The parts of a margin certifier: min over rivals of (z_p - z_j) / (L |w_p - w_j|) (arXiv 2102.08452, section 3).
@@ -113,6 +118,7 @@ class Reference:
     admit: tuple[Callable[[nn.Module], None], ...] = (plain_sequential, no_training, no_hooks, no_replaced_forward)
     images: Callable[[Tensor], Tensor] = admit_images
     product: Callable[[list[float]], float] = math.prod
+    residual: Callable[[list[float], int], float] = triangle
     run: Callable[[nn.Module, Tensor], Tensor] = run
     distances: Callable[[Tensor], Tensor] = row_distances
     no_rivals: Callable[[Tensor, Tensor], Tensor] = only_own
@@ -140,7 +146,11 @@ class Reference:
         *backbone, head = self.layers(model)
         if not self.weighted(head) or isinstance(head, nn.Conv2d):
             raise TypeError("no linear head")
-        slope = self.product(self._norms(backbone, images_BCHW, head.in_features))
+        pair = torch.zeros(2, *images_BCHW.shape[1:], dtype=torch.float64)
+        norms, reaching = self._norms(backbone, pair)
+        if reaching.shape != (2, head.in_features):
+            raise ValueError(f"{tuple(reaching.shape)} reaches a head for {head.in_features} features")
+        slope = self.product(norms)
         logits_BK = self.run(model, images_BCHW)
         top_B1, predicted_B1 = logits_BK.max(1, keepdim=True)
         predicted_B = predicted_B1[:, 0]
@@ -151,17 +161,22 @@ class Reference:
         sound_B = self.sound(logits_BK, slopes_BK) & (radius_B > 0)
         return self.answer(torch.where(sound_B, predicted_B, -1), torch.where(sound_B, radius_B, 0.0))
 
-    def _norms(self, backbone: list[nn.Module], images_BCHW: Tensor, features: int) -> list[float]:
-        norms, x = [], torch.zeros(2, *images_BCHW.shape[1:], dtype=torch.float64)
-        for layer in backbone:
-            before, x = x.shape[1:], in_dtype(layer, torch.float64)(x)
-            if self.weighted(layer):
+    def _norms(self, layers: list[nn.Module], x: Tensor, depth: int = 0) -> tuple[list[float], Tensor]:
+        """Norms of layers one after another, and what they make of x."""
+        norms = []
+        for layer in layers:
+            before, x, started = x.shape[1:], in_dtype(layer, torch.float64)(x), x
+            if type(layer) is Residual:
+                plain_sequential(layer.branch)
+                inside, out = self._norms(self.layers(layer.branch), started, depth + 1)
+                if out.shape != started.shape:
+                    raise ValueError(f"a branch from {tuple(started.shape)} to {tuple(out.shape)}")
+                norms.append(self.residual(inside, depth))
+            elif self.weighted(layer):
                 norms.append(self.norm(layer, self.seen(layer, tuple(before), tuple(x.shape[1:]))))
             elif not self.steady(layer):
                 norms.append(self.unknown(layer, tuple(before)))
-        if x.shape != (2, features):
-            raise ValueError(f"{tuple(x.shape)} reaches a head for {features} features")
-        return norms
+        return norms, x
 
 
 REFERENCE = Reference()

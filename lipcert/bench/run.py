@@ -14,6 +14,7 @@ from torch import nn
 
 from lipcert.bench import corpus, state
 from lipcert.bench.aligned import aligned
+from lipcert.bench.blocks import residual_blocks
 from lipcert.bench.corpus_layers import LoudLinear, Times
 from lipcert.bench.exact import svd_norm
 from lipcert.bench.families import FAMILIES, NormCase, conv, dense, norm_cases
@@ -24,6 +25,7 @@ from lipcert.bench.verdict import Case, Certify, Claim, judge
 from lipcert.layers import MinMax
 
 RAZORS = ("permutations", "reflections", "orthogonal", "convolutions")
+BLOCKS = ("sorting", "nested", "dense", "convolutions")
 _HABIT_CASES = 3
 
 
@@ -45,6 +47,8 @@ def prepare(
         return Material(families, {}, {})
     edges = {f"razor edge, {kind}": [razor_edge(kind, seed + i, activation) for i in range(cases)] for kind in RAZORS}
     edges["aligned"] = [aligned(seed + i) for i in range(cases)]
+    for kind in BLOCKS:
+        edges[f"residual blocks, {kind}"] = [residual_blocks(kind, seed + i, activation) for i in range(cases)]
     entries: dict[str, list[Case]] = {}
     for entry in corpus.all_entries():
         entries.setdefault(entry.topic, []).append(entry.build())

@@ -19,14 +19,19 @@ def augment(images_BCHW: torch.Tensor, generator: torch.Generator, crop: int, fl
     height, width = images_BCHW.shape[-2:]
     if not 0 <= crop < min(height, width):
         raise ValueError(f"crop={crop} for {height}x{width} images: must be from 0 to {min(height, width) - 1}")
+    check_generator(images_BCHW, generator)
+    if crop == 0 and not flip:
+        return images_BCHW
+    return _apply(images_BCHW, *draw(len(images_BCHW), generator, crop, flip), crop)
+
+
+def check_generator(images_BCHW: torch.Tensor, generator: torch.Generator) -> None:
+    """Raise ValueError, with the way out, if the generator is on another device than the images."""
     if generator.device.type != images_BCHW.device.type:
         raise ValueError(
             f"generator on {generator.device}, images on {images_BCHW.device}: make it with "
             f"torch.Generator('{images_BCHW.device}')"
         )
-    if crop == 0 and not flip:
-        return images_BCHW
-    return _apply(images_BCHW, *draw(len(images_BCHW), generator, crop, flip), crop)
 
 
 def draw(

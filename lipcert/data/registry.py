@@ -1,29 +1,31 @@
 """The data sets lipcert knows: one entry each, all facts in one place.
 
-To add a set (Tiny-ImageNet, ImageNet at a fixed size): write a reader `(root, download) -> Source` in a file beside
-`vision.py`, and add one entry to DATASETS with the fingerprints of its decoded parts. Splits, class subsets, checks and
-records follow from the entry.
+To add a set: write a reader `(root, download) -> Source` in a file beside `vision.py`, or, for one that does not fit
+into memory, `(root, class_ids) -> FileSource` as in `imagenet.py`, and add one entry to DATASETS, with the fingerprints
+of its decoded parts where they are known. Splits, class subsets, checks and records follow from the entry.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lipcert.data import digits, vision
-from lipcert.data.source import Source
+from lipcert.data import digits, imagenet, tiny_imagenet, vision
+from lipcert.data.source import FileSource, Source
 
 
 @dataclass(frozen=True)
 class Facts:
     """What is fixed about one data set.
 
+    read: reads all of it; or list_files: lists the files of some classes. Exactly one of them.
     shape: (C, H, W). scale: the pixel value that stands for 1.0. train, test: number of images without a validation
     split; validation: how many of `train` are held out on request. crop, flip: default augmentation (padding in pixels,
-    horizontal mirror). pinned: SHA-256 of each decoded part, see `source.fingerprint`. fix: the way out named by a
-    refusal, given the data folder.
+    horizontal mirror). pinned: SHA-256 of each decoded part, see `source.fingerprint`; None where no checksum is known:
+    such a set is checked by its reader (counts, names), never called verified, and gets no certificate bundle.
+    fix: the way out named by a refusal, given the data folder.
     """
 
-    read: Callable[[Path, bool], Source]
+    read: Callable[[Path, bool], Source] | None
     shape: tuple[int, int, int]
     classes: int
     train: int
@@ -31,9 +33,10 @@ class Facts:
     test: int
     crop: int
     flip: bool
-    pinned: Mapping[str, str]
+    pinned: Mapping[str, str] | None = None
     fix: Callable[[Path], str] = vision.fix
     scale: int = 255
+    list_files: Callable[[Path, tuple[int, ...]], FileSource] | None = None
 
 
 DATASETS: dict[str, Facts] = {
@@ -63,6 +66,15 @@ DATASETS: dict[str, Facts] = {
             "train": "3f04bb596c34a28a39a030be86f7777c004db9cb45165568a504cca261f6765c",
             "test": "9f0797cda23af3231dce0cca7e8d619c0607f6bb8ca05e9b95ff23e4d044c600",
         },
+    ),
+    "tiny_imagenet": Facts(
+        tiny_imagenet.Reader(), (3, 64, 64), 200, train=100_000, validation=10_000, test=10_000, crop=8, flip=True,
+        fix=tiny_imagenet.fix,
+    ),
+    # Its windows are cut from larger images (`lazy.RECIPES`), so there is no padding. Held out: 50 of every class.
+    "imagenet": Facts(
+        None, (3, 224, 224), 1000, train=1_281_167, validation=50_000, test=50_000, crop=0, flip=True,
+        fix=imagenet.fix, list_files=imagenet.Reader(),
     ),
 }  # fmt: skip
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lipcert.data.lazy import LazyImages
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -23,6 +25,26 @@ class Source:
     """A set as published: parts "train" and "test", or one part "all" where the set has no split of its own."""
 
     parts: Mapping[str, Part]
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """One part whose images stay in files: `labels_N` int64, `index_N` int64, the place of each image in the part.
+
+    Only some classes may have been listed; `index_N` does not depend on which, and ascends.
+    """
+
+    images_NCHW: LazyImages
+    labels_N: np.ndarray
+    index_N: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class FileSource:
+    """Parts "train" and "test" of a set in files, and the names of all its classes, listed or not."""
+
+    parts: Mapping[str, Files]
     class_names: tuple[str, ...]
 
 

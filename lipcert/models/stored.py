@@ -1,6 +1,7 @@
 """Networks on disk: the plain chain's geometry and float32 tensors in a safetensors file, its card in a JSON beside it.
 
-Nothing is unpickled and no class name from a file is looked up freely: the layer kinds are the ones below.
+A residual block is stored as its program (`lipcert.program`): Fork, the branch's layers, Join. Nothing is unpickled and
+no class name from a file is looked up freely: the layer kinds are the ones below.
 """
 
 import hashlib
@@ -14,12 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from lipcert.forward import places
 from lipcert.layers import MinMax, Shift
 from lipcert.paths import local_dir, results_dir
+from lipcert.program import Fork, Instruction, Join, assemble, instructions
 from lipcert.provenance import tensors_sha256
 
-# kind -> (class, names of its arguments): everything a plain chain may consist of.
-_KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
+# kind -> (class, names of its arguments): everything the program of a plain chain may consist of.
+_KINDS: dict[str, tuple[type[Instruction], tuple[str, ...]]] = {
     "Conv2d": (
         nn.Conv2d,
         ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
@@ -31,6 +34,8 @@ _KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "Flatten": (nn.Flatten, ("start_dim", "end_dim")),
     "ReLU": (nn.ReLU, ()),
     "Identity": (nn.Identity, ()),
+    "Fork": (Fork, ()),
+    "Join": (Join, ()),
 }
 
 
@@ -39,9 +44,9 @@ _CARD = {"dataset", "classes", "class_seed", "class_names", "input_shape", "radi
 
 
 def geometry(chain: nn.Sequential) -> list[dict[str, Any]]:
-    """Name, kind and arguments of every layer: what rebuilds the chain around its tensors."""
+    """Name, kind and arguments of every line of the program: what rebuilds the chain around its tensors."""
     layers = []
-    for name, layer in chain._modules.items():
+    for name, layer in instructions(chain):
         kind = type(layer).__name__
         if _KINDS.get(kind, (None,))[0] is not type(layer):
             raise TypeError(f"cannot store {kind} at {name!r}: a plain chain holds {', '.join(_KINDS)}")
@@ -102,16 +107,7 @@ def load_network(path: str | Path) -> nn.Sequential:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        layers = json.loads(metadata["geometry"])
-        chain = nn.Sequential()
-        for layer in layers:
-            kind, name = layer.pop("kind"), layer.pop("name")
-            known, arguments = _KINDS[kind]
-            if set(layer) - {"bias"} != set(arguments):
-                raise ValueError(f"layer {name!r} has arguments {sorted(layer)}, {kind} takes {sorted(arguments)}")
-            layer = {key: tuple(v) if isinstance(v, list) else v for key, v in layer.items()}
-            weighted = known in (nn.Conv2d, nn.Linear)
-            chain.add_module(name, nn.utils.skip_init(known, **layer) if weighted else known(**layer))
+        chain = assemble(map(_instruction, json.loads(metadata["geometry"])))
         if any(t.dtype != torch.float32 or not t.isfinite().all() for t in tensors.values()):
             raise ValueError("weights must be finite float32")
         chain.load_state_dict(tensors, strict=True)
@@ -120,10 +116,23 @@ def load_network(path: str | Path) -> nn.Sequential:
             raise ValueError(f"its card lacks {', '.join(sorted(missing))}")
         if card["file_sha256"] != _digest(metadata["geometry"], tensors):
             raise ValueError("checksum differs from its card's")
+        if any(isinstance(layer, Join) for _, layer in instructions(chain)):
+            places(chain, tuple(card["input_shape"]))  # torch adds up what does not fit by broadcasting, without a word
     except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError, OSError) as error:
         raise ValueError(f"{path} is damaged or was not written by lipcert: {error}") from error
     chain.card = card
     return chain.eval().requires_grad_(False)
+
+
+def _instruction(entry: dict[str, Any]) -> tuple[str, Instruction]:
+    """Name and layer of one entry of a geometry, without weights."""
+    kind, name = entry.pop("kind"), entry.pop("name")
+    known, arguments = _KINDS[kind]
+    if set(entry) - {"bias"} != set(arguments):
+        raise ValueError(f"layer {name!r} has arguments {sorted(entry)}, {kind} takes {sorted(arguments)}")
+    entry = {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}
+    weighted = known in (nn.Conv2d, nn.Linear)
+    return name, nn.utils.skip_init(known, **entry) if weighted else known(**entry)
 
 
 def shipped() -> list[str]:

@@ -14,9 +14,11 @@ from lipcert.paths import local_dir, results_dir
 from lipcert.radius import Radius
 from lipcert.records import Record, load_records
 from lipcert.report.labels import place_labels
+from lipcert.report.names import data_name, network_name
 from lipcert.report.published import Comparison, compare, load_published
+from lipcert.report.scoreboard import row_name
 from lipcert.report.svg import BLUE, FAINT, GREEN, INK, PURPLE, VERMILLION, WIDTH, Figure, canvas, finish
-from lipcert.report.tables import DATASETS, NOTHING, Markdown, by_radii, data_name, network_name, study_records
+from lipcert.report.tables import NOTHING, Markdown, by_radii, study_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,9 +34,11 @@ _PEERS = {
 }  # data set -> beginnings of published ids with marker and label
 
 
-def key_figure() -> Figure:
-    """One row per published number with a preset: hollow is the paper's, filled is ours."""
-    comparisons = compare(load_records())
+def key_figure() -> "Figure | Markdown":
+    """One row per published number that was measured again: hollow is the paper's, filled is ours."""
+    comparisons = [c for c in compare(load_records()) if c.ours]
+    if not comparisons:
+        return Markdown("No published number has been measured again yet, so there is nothing to draw.")
     figure, axes = canvas(WIDTH, 0.9 + 0.5 * len(comparisons))
     values = [float(c.row.value) for c in comparisons] + [v for c in comparisons for v in c.ours]
     low, high = max(min(values) - 6, 0), min(max(values) + 6, 100)
@@ -45,11 +49,11 @@ def key_figure() -> Figure:
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     rows = [
-        (c.row.id, c.row.model, c.row.dataset, c.row.radius, c.row.value, f"{c.mean:.2f}" if c.ours else "", c.status)
+        (c.row.id, c.row.model, c.row.dataset, c.row.radius, c.row.value, f"{c.mean:.2f}", c.status)
         for c in comparisons
     ]
     alt = "Published numbers (hollow) and ours (filled), in per cent of test images. " + "; ".join(
-        f"{_row_name(c)}: paper {c.row.value}, ours {f'{c.mean:.2f}' if c.ours else 'not run'}" for c in comparisons
+        f"{_row_name(c)}: paper {c.row.value}, ours {c.mean:.2f}" for c in comparisons
     )
     head = ("id", "model", "dataset", "radius", "paper_percent", "ours_percent", "status")
     return finish("key-figure", figure, alt + ".", head, rows)
@@ -57,19 +61,18 @@ def key_figure() -> Figure:
 
 def _row_name(c: Comparison) -> str:
     what = "clean accuracy" if c.row.metric == "clean" else f"VRA at {c.row.radius}"
-    return f"{c.row.model}, {DATASETS[c.row.dataset]}, {what}"
+    return f"{row_name(c.row)}, {what}"
 
 
 def _comparison_row(axes: "Axes", y: float, c: Comparison, middle: float) -> None:
     paper, marker = float(c.row.value), _MARKERS[c.row.norm]
     axes.text(0.0, y + 0.2, _row_name(c), transform=axes.get_yaxis_transform(), va="bottom", color=INK)
-    if c.ours:
-        axes.plot([paper, c.mean], [y, y], color=FAINT, linewidth=1.2, zorder=1)
-        axes.plot([min(c.ours), max(c.ours)], [y, y], color=BLUE, linewidth=3, zorder=2)
-        axes.plot(c.mean, y, marker, color=BLUE, markersize=9, zorder=3)
+    axes.plot([paper, c.mean], [y, y], color=FAINT, linewidth=1.2, zorder=1)
+    axes.plot([min(c.ours), max(c.ours)], [y, y], color=BLUE, linewidth=3, zorder=2)
+    axes.plot(c.mean, y, marker, color=BLUE, markersize=9, zorder=3)
     hollow = {"markerfacecolor": "none", "markeredgecolor": VERMILLION, "markeredgewidth": 1.8}
     axes.plot(paper, y, marker, **hollow, markersize=9, zorder=4)
-    note = f"paper {c.row.value}" + (f", ours {c.mean:.2f}" if c.ours else f", ours {c.status}")
+    note = f"paper {c.row.value}, ours {c.mean:.2f}"
     ends = sorted([paper, *c.ours])
     # Towards the middle, so that no label leaves the figure.
     x, shift, side = (ends[-1], 11, "left") if ends[-1] < middle else (ends[0], -11, "right")
@@ -77,10 +80,14 @@ def _comparison_row(axes: "Axes", y: float, c: Comparison, middle: float) -> Non
 
 
 def key_figure_words() -> Markdown:
-    """How to read the key figure."""
-    shapes = {c.row.norm: None for c in compare(load_records())}
+    """How to read the key figure, and what is not in it."""
+    comparisons = compare(load_records())
+    rest = f"{sum(not c.ours for c in comparisons)} published numbers have a preset that was not run at full length."
+    shapes = {c.row.norm: None for c in comparisons if c.ours}
+    if not shapes:
+        return Markdown(rest)
     names = {"l2": "circles are ℓ₂ radii", "linf": "squares are ℓ∞ radii", "": "diamonds are clean accuracy"}
-    return Markdown(f"Hollow is the paper, filled is ours; {', '.join(names[s] for s in shapes)}.")
+    return Markdown(f"Hollow is the paper, filled is ours; {', '.join(names[s] for s in shapes)}. {rest}")
 
 
 def read_radii(record: Record, folder: Path | None = None) -> tuple[list[float], list[float]]:

@@ -1,7 +1,9 @@
 """Published numbers, the presets that re-measure them, and how our runs compare.
 
 A number counts as re-measured only when a published run names its id and used the preset's network, loss and data, and
-its result carries a proven guarantee at the same norm and radius. Differences in schedule are listed, not hidden.
+its result carries a proven guarantee at the same norm and radius. Where the paper trained on generated images, so must
+the run, and nowhere else; which generator made them cannot be told from a file of images. Differences in schedule are
+listed, not hidden. A published number belongs to one preset, so that no run of another recipe is averaged into it.
 """
 
 import csv
@@ -10,10 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lipcert.config import TrainConfig, load_config, steps_of
+from lipcert.config import Architecture, ModelConfig, TrainConfig, load_config, steps_of
 from lipcert.paths import RESULTS, ROOT, results_dir
 from lipcert.radius import Radius
 from lipcert.records import Record
+from lipcert.report.names import DATASETS
 
 TOLERANCE = 0.5  # percentage points: authors of a later paper report seed-to-seed spreads up to about 0.4
 EVIDENCE = {
@@ -22,12 +25,19 @@ EVIDENCE = {
     "third_party_quote": "quoted by a third party",
     "unverified_recollection": "unverified",
 }
-# What makes a network and its task; all other settings are schedule.
-NETWORK_FIELDS = ("dataset", "classes", "family", "depth", "width", "neck", "neck_width", "stem", "loss")
+# What makes a network and its task, and whether there are generated images; all other settings are schedule.
+NETWORK_FIELDS = ("dataset", "classes", *Architecture.model_fields, "loss", "generated")
 _NOT_SCHEDULE = {
     *NETWORK_FIELDS, "device", "published", "report_radii", "seed", "class_seed", "validation", "steps", "epochs",
     "minutes",
 }  # fmt: skip
+# Beginning of a preset's file name -> its work: title for readers, and `paper` of the rows it answers.
+WORKS = {
+    "gloro": ("GloRo Nets (2021)", "Leino et al. (GloRo Nets)"),
+    "liresnet-v1": ("LiResNet, first generation (arXiv v1, 2023)", "Hu et al. (LiResNet, arXiv v1)"),
+    "liresnet-neurips": ("LiResNet, second generation (NeurIPS 2023)", "Hu et al. (LiResNet, NeurIPS 2023)"),
+    "liresnet-iclr": ("LiResNet, third generation (ICLR 2024)", "Hu et al. (Recipe / CHORD LiResNet, ICLR 2024)"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Preset:
-    """A file of settings that re-measures published rows."""
+    """A file of settings of a published network and recipe; `config.published` are the rows it re-measures, if any."""
 
     path: Path
     config: TrainConfig
@@ -60,6 +70,18 @@ class Preset:
     @property
     def name(self) -> str:
         return self.path.relative_to(ROOT).as_posix() if self.path.is_relative_to(ROOT) else self.path.name
+
+    @property
+    def work(self) -> str:
+        """Title of the work it belongs to, from its file name.
+
+        Raises:
+            ValueError: the name begins with no known work.
+        """
+        for name, (title, _) in WORKS.items():
+            if self.path.stem.startswith(f"{name}-"):
+                return title
+        raise ValueError(f"{self.name}: must begin with {', '.join(WORKS)}; name a new work in WORKS of {__name__}")
 
 
 @dataclass(frozen=True)
@@ -128,14 +150,16 @@ def load_published(path: Path | None = None) -> list[Row]:
 
 
 def presets(folder: Path | None = None) -> list[Preset]:
-    """Every preset of `notebooks/params/published`, sorted by file name."""
+    """Every preset of `notebooks/params/published`, by work, data set and file name."""
     folder = folder or ROOT / "notebooks" / "params" / "published"
-    return [Preset(path, load_config(path)) for path in sorted(folder.glob("*.yaml"))]
+    found = [Preset(path, load_config(path)) for path in sorted(folder.glob("*.yaml"))]
+    works, datasets = [title for title, _ in WORKS.values()], list(DATASETS)
+    return sorted(found, key=lambda p: (works.index(p.work), datasets.index(p.config.dataset), p.path.stem))
 
 
 def is_smoke(record: Record) -> bool:
-    """A run too short to be a result: it has not seen every training image once."""
-    return record.training.images < record.data.train
+    """A run too short to be a result: it has not seen every training image once, generated ones not counted."""
+    return record.training.steps * min(record.config.batch, record.data.train) < record.data.train
 
 
 def results_only(records: Iterable[Record]) -> list[Record]:
@@ -164,7 +188,7 @@ def compare(records: Iterable[Record]) -> list[Comparison]:
 
 def _share(record: Record, row: Row) -> float | None:
     """Our fraction for a published row; None where the record does not hold it."""
-    if (record.data.name, record.data.classes, row.extra_data) != (row.dataset, row.classes, "none"):
+    if (record.data.name, record.data.classes) != (row.dataset, row.classes) or not same_images(record.config, row):
         return None
     if row.metric == "clean":
         return record.clean_accuracy()
@@ -172,9 +196,22 @@ def _share(record: Record, row: Row) -> float | None:
     return result.certified_correct / record.test.images if result and result.norm == row.norm else None
 
 
+def same_images(config: TrainConfig, row: Row) -> bool:
+    """Whether a run trains on images of a row's kind: generated ones as well, or the training set alone.
+
+    False where the source does not say what it used (`extra_data` is unknown).
+    """
+    return row.extra_data != "unknown" and (config.generated is not None) == (row.extra_data != "none")
+
+
 def network_differences(ours: TrainConfig, preset: TrainConfig) -> list[str]:
-    """Names of the settings of network, loss and data that differ."""
-    return [name for name in NETWORK_FIELDS if getattr(ours, name) != getattr(preset, name)]
+    """Names of the settings of network, loss and data that differ; where generated images lie does not matter."""
+    return [name for name in NETWORK_FIELDS if _identity(ours, name) != _identity(preset, name)]
+
+
+def _identity(config: TrainConfig, name: str) -> object:
+    value = getattr(config, name)
+    return value is not None if name == "generated" else value
 
 
 def schedule_differences(record: Record, preset: TrainConfig) -> list[str]:
@@ -182,7 +219,8 @@ def schedule_differences(record: Record, preset: TrainConfig) -> list[str]:
     ours = record.config
     names = [n for n in TrainConfig.model_fields if n not in _NOT_SCHEDULE and getattr(ours, n) != getattr(preset, n)]
     found = [f"`{name}` {getattr(ours, name)} (preset: {getattr(preset, name)})" for name in names]
-    planned = steps_of(preset, record.data.train) * preset.batch
+    generated = 0 if preset.generated is None else round(preset.generated_ratio * preset.batch)
+    planned = steps_of(preset, record.data.train) * (preset.batch + generated)
     if record.training.images != planned:
         found.append(f"images seen {record.training.images:,} (preset: {planned:,})")
     return found
@@ -192,16 +230,36 @@ def preset_parameters(preset: Preset) -> int:
     """Trained parameters of a preset's network, counted without allocating it (imports torch)."""
     import torch
 
-    from lipcert.config import ModelConfig
-    from lipcert.data import DATASETS
     from lipcert.models import build_model
 
-    config = preset.config
-    facts = DATASETS[config.dataset]
-    shared = {name: getattr(config, name) for name in ("family", "depth", "width", "neck", "neck_width", "stem")}
-    channels, size, _ = facts.shape
     with torch.device("meta"):
-        network = build_model(
-            ModelConfig(**shared, channels=channels, input_size=size, classes=config.classes or facts.classes)
-        )
-    return network.parameter_count()
+        return build_model(preset_model(preset.config)).parameter_count()
+
+
+def preset_model(config: TrainConfig) -> ModelConfig:
+    """The network that a run of these settings trains, without its data (imports torch)."""
+    from lipcert.data import registry
+
+    facts = registry.DATASETS[config.dataset]
+    channels, size, _ = facts.shape
+    architecture = config.model_dump(include=set(Architecture.model_fields))
+    return ModelConfig(**architecture, channels=channels, input_size=size, classes=config.classes or facts.classes)
+
+
+def published_millions(preset: Preset, rows: dict[str, Row]) -> float | None:
+    """Parameters in millions as published: of its own rows, or of others of that paper for the same network and data.
+
+    Args:
+        rows: all published numbers by id.
+    """
+    own = [rows[name] for name in preset.config.published]
+    networks = {_network(row) for row in own}
+    return next(
+        (r.parameters_millions for r in (*own, *rows.values()) if _network(r) in networks and r.parameters_millions),
+        None,
+    )
+
+
+def _network(row: Row) -> tuple[str, str, str]:
+    """What a row names, remarks in brackets left out."""
+    return row.paper, row.model.partition(" (")[0], row.dataset

@@ -1,23 +1,36 @@
 """Published numbers beside ours, in words and tables. All counts come from the records and from published.csv."""
 
+import itertools
 import os
 import subprocess
 from collections import Counter
 
-from lipcert.config import load_config
+from lipcert.config import TrainConfig, load_config
 from lipcert.paths import ROOT
 from lipcert.records import load_records
+from lipcert.report.names import DATASETS, network_name
 from lipcert.report.published import (
     EVIDENCE,
     TOLERANCE,
     Comparison,
+    Preset,
+    Row,
     compare,
     load_published,
     preset_parameters,
     presets,
+    published_millions,
     schedule_differences,
 )
-from lipcert.report.tables import DATASETS, Markdown, table
+from lipcert.report.tables import Markdown, table
+
+# Presets beside which the study's own CIFAR-10 network is set: one a generation, none with generated images.
+_RECIPES = {
+    "first generation": "liresnet-v1-cifar10",
+    "second generation": "liresnet-neurips-cifar10",
+    "third generation": "liresnet-iclr-cifar10",
+}
+_DOWNLOADED = ("mnist", "cifar10", "cifar100")
 
 
 def scoreboard() -> Markdown:
@@ -38,15 +51,28 @@ def scoreboard() -> Markdown:
 
 
 def comparison_table() -> Markdown:
-    """Every published number that has a preset, beside ours."""
+    """Every published number that has a preset, beside ours; those of one network that were not run share a line."""
     rows = []
-    for c in compare(load_records()):
-        name = f"{c.row.model}, {DATASETS[c.row.dataset]}"
-        at = "clean" if c.row.metric == "clean" else c.row.radius
-        paper = f"{c.row.value} %" + ("" if c.row.evidence == "authors_statement" else f" ({EVIDENCE[c.row.evidence]})")
+    for _, group in itertools.groupby(compare(load_records()), key=_line):
+        together = list(group)
+        c = together[0]
+        at = ", ".join("clean" if x.row.metric == "clean" else x.row.radius for x in together)
+        paper = ", ".join(x.row.value for x in together) + " %"
+        paper += "" if c.row.evidence == "authors_statement" else f" ({EVIDENCE[c.row.evidence]})"
         gap = f"{c.difference:+.2f}" if c.ours else ""
-        rows.append((name, at, _ours(c), paper, gap, c.status))
+        rows.append((row_name(c.row), at, _ours(c), paper, gap, c.status))
     return table(("model", "radius", "**ours**", "paper", "difference", "status"), rows, right=(4,))
+
+
+def _line(c: Comparison) -> tuple[str, ...]:
+    """Comparisons with equal keys share a line of the table: never two that were measured."""
+    return (row_name(c.row), c.row.evidence, c.status, c.row.id if c.ours else "")
+
+
+def row_name(row: Row) -> str:
+    """Network and data of a published number: `LiResNet L12W512, CIFAR-10, generated images`."""
+    extra = "" if row.extra_data == "none" else ", generated images"
+    return f"{row.model}, {DATASETS[row.dataset]}{extra}"
 
 
 def _ours(comparison: Comparison) -> str:
@@ -71,7 +97,7 @@ def comparison_words() -> Markdown:
     measured = [c for c in comparisons if c.ours]
     if measured:
         far = measured[0]
-        text += f" The largest gap is {far.difference:+.2f} points, for {far.row.model} on {DATASETS[far.row.dataset]}."
+        text += f" The largest gap is {far.difference:+.2f} points, for {row_name(far.row)}."
     return Markdown(text)
 
 
@@ -105,38 +131,70 @@ def evidence_table() -> Markdown:
     return table(("work", *EVIDENCE.values()), rows, right=(1, 2, 3, 4))
 
 
-def size_table() -> Markdown:
-    """Parameters of every preset's network as counted here, beside the published size (imports torch)."""
-    published = {row.id: row.parameters_millions for row in load_published()}
-    rows = []
-    for preset in presets():
-        sizes = [published[name] for name in preset.config.published if published[name]]
-        c = preset.config
-        name = f"LiResNet L{c.depth}W{c.width}, {DATASETS[c.dataset]}"
-        counted = preset_parameters(preset)
-        rows.append((name, f"`{c.neck}`", f"{counted:,}", f"{sizes[0]:g} M" if sizes else "not stated"))
-    return table(("network", "neck", "parameters here", "published"), rows, right=(2, 3))
+def size_table(beginning: str = "") -> Markdown:
+    """Parameters of every preset's network as counted here, beside the published size (imports torch).
+
+    Presets of one network and data set share a line; `recipes` says how many they are.
+
+    Args:
+        beginning: of the file names of the presets to show, such as "liresnet"; all of them by default.
+    """
+    rows: list[tuple[object, ...]] = []
+    published = {row.id: row for row in load_published()}
+    shown = [preset for preset in presets() if preset.path.stem.startswith(beginning)]
+    for work, group in itertools.groupby(shown, key=lambda preset: preset.work):
+        lines: dict[tuple[str, str, int], list[Preset]] = {}
+        for preset in group:
+            neck = "" if preset.config.family == "gloro" else f"`{preset.config.neck}`"
+            lines.setdefault((_network(preset.config), neck, preset_parameters(preset)), []).append(preset)
+        rows.append((f"**{work}**", "", "", "", ""))
+        for (name, neck, counted), same in lines.items():
+            size = next((m for p in same if (m := published_millions(p, published))), None)
+            rows.append((name, neck, len(same), f"{counted:,}", _size(counted, size)))
+    return table(("network", "neck", "recipes", "parameters here", "published"), rows, right=(2, 3, 4))
+
+
+def _size(counted: int, millions: float | None) -> str:
+    """A published size, marked where it is another network's: sizes are printed to two or three figures."""
+    if millions is None:
+        return "not stated"
+    return f"{millions:g} M" + ("" if abs(counted / 1e6 / millions - 1) < 0.02 else ", differs")
+
+
+def _network(config: TrainConfig) -> str:
+    return f"{network_name(config)}, {DATASETS[config.dataset]}"
 
 
 def preset_list() -> Markdown:
-    """Every preset: the command that runs it and the numbers it answers."""
+    """Every preset, work by work: the command that runs it and the numbers it answers."""
     rows = {row.id: row for row in load_published()}
     lines = []
-    for preset in presets():
-        answers = ", ".join(
-            f"{rows[i].value} % {'clean' if rows[i].metric == 'clean' else f'VRA at {rows[i].radius}'}"
-            for i in preset.config.published
-        )
-        lines.append(
-            f"- `lipcert train {preset.name} --download`\\\n  {preset.config.epochs:g} epochs; answers {answers}"
-        )
+    for work, group in itertools.groupby(presets(), key=lambda preset: preset.work):
+        lines.append(f"\n**{work}**\n")
+        lines += [_preset_item(preset, rows) for preset in group]
     return Markdown("\n".join(lines))
 
 
+def _preset_item(preset: Preset, rows: dict[str, Row]) -> str:
+    config = preset.config
+    numbers = []
+    for model, group in itertools.groupby((rows[name] for name in config.published), key=lambda row: row.model):
+        values = [f"{r.value} % {'clean' if r.metric == 'clean' else f'VRA at {r.radius}'}" for r in group]
+        remark = model.partition(" (")[2]
+        numbers.append(", ".join(values) + (f" ({remark}" if remark else ""))
+    images = f", generated images from `{config.generated}` in the data folder" if config.generated else ""
+    return (
+        f"- `lipcert train {preset.name}{' --download' if config.dataset in _DOWNLOADED else ''}`\\\n"
+        f"  {_network(config)}, {config.epochs:g} epochs{images}; "
+        + (f"answers {'; '.join(numbers)}" if numbers else "answers no published number, see the file")
+    )
+
+
 def recipe_table() -> Markdown:
-    """Settings in which this study's CIFAR-10 run differs from the published presets for the same data."""
+    """Settings in which this study's CIFAR-10 run differs from LiResNet's three generations on the same data."""
     columns = {"this study": load_config(ROOT / "notebooks/params/study/cifar10-small.yaml")}
-    columns |= {p.path.stem: p.config for p in presets() if p.config.dataset == "cifar10"}
+    by_name = {p.path.stem: p.config for p in presets()}
+    columns |= {title: by_name[name] for title, name in _RECIPES.items()}
     configs = list(columns.values())
     left_out = {"published", "seed", "device", "report_radii"}
     rows = []

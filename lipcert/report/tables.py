@@ -8,20 +8,14 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from lipcert.config import load_config
-from lipcert.paths import ROOT, local_dir
+from lipcert.paths import local_dir
 from lipcert.radius import Radius
 from lipcert.records import Record, RecordError, load_records, read_record
+from lipcert.report.names import DATASETS, data_name, network_name
 from lipcert.report.published import is_smoke, results_only
+from lipcert.report.sources import command_of, is_cell
 
-DATASETS = {
-    "digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",
-    "fashion_mnist": "Fashion-MNIST", "tiny_imagenet": "Tiny-ImageNet", "imagenet": "ImageNet",
-    "imagenet64": "ImageNet 64x64",
-}  # fmt: skip
 NOTHING = "No run of this study has been published yet, so there is nothing to show here."
-FAMILIES = {"liresnet": "LiResNet"}
-LOSSES = {"emma": "EMMA", "emma_fixed": "EMMA at fixed radius", "gloro": "GloRo"}
 
 
 class Markdown(str):
@@ -65,17 +59,6 @@ def run_sentence(record: "Record | str | Path") -> str:
         share = result.certified_correct / test.images
         robust = f"VRA {percent(share)} at {result.norm} radius {result.radius} ({result.guarantee} guarantee)"
     return f"{record.id}: {training.status}, clean accuracy {percent(record.clean_accuracy())}, {robust}; {where}."
-
-
-def network_name(record: Record) -> str:
-    """`LiResNet L6W64`."""
-    return f"{FAMILIES[record.model.family]} L{record.model.depth}W{record.model.width}"
-
-
-def data_name(record: Record) -> str:
-    """`CIFAR-100 (20 classes)` for a subset, `CIFAR-10` otherwise."""
-    name = DATASETS.get(record.data.name, record.data.name)
-    return name if record.config.classes is None else f"{name} ({record.data.classes} classes)"
 
 
 def run_table(record: Record) -> Markdown:
@@ -134,10 +117,15 @@ def down(value: float, digits: int = 4) -> str:
     return f"{math.floor(Fraction(value) * 10**digits) / 10**digits:.{digits}f}"
 
 
-def result_records() -> list[Record]:
+def all_results() -> list[Record]:
     """The published runs that may stand in a table, data set by data set, most images first."""
     order = list(DATASETS)
     return sorted(results_only(load_records()), key=lambda r: (order.index(r.data.name), -r.training.images, r.id))
+
+
+def result_records() -> list[Record]:
+    """Those of them that were made one by one: the cells of a study file stand in that study's own table."""
+    return [r for r in all_results() if not is_cell(r)]
 
 
 def study_records() -> list[Record]:
@@ -312,31 +300,31 @@ def machine(record: Record) -> str:
 
 
 def rerun(records: "Sequence[Record] | None" = None) -> Markdown:
-    """For every run of the study: command, measured time, hardware and the number to expect."""
-    records = result_records() if records is None else records
+    """For every run, or study of runs: command, measured time, hardware and the number to expect."""
+    by_command: dict[str, list[Record]] = {}
+    for r in all_results() if records is None else records:
+        by_command.setdefault(command_of(r), []).append(r)
     lines = []
-    for r in records:
-        seconds = r.training.seconds + (r.test.seconds if r.test else 0)
-        lines.append(
-            f"```bash\n{_command(r)}\n```\n\n{duration(seconds)} on {machine(r)}. Expect a clean accuracy of "
-            f"{percent(r.clean_accuracy())} and a VRA of {percent(r.vra(r.config.radius))} at {r.config.radius}.\n"
-        )
+    for command, runs in by_command.items():
+        took = duration(sum(r.training.seconds + (r.test.seconds if r.test else 0) for r in runs))
+        places = " and ".join(sorted({machine(r) for r in runs}))
+        lines.append(f"```bash\n{command}\n```\n\n{took} on {places}. {_expected(runs)}\n")
     return Markdown("\n".join(lines) or "No run has been published yet, so there is no measured time to give.")
 
 
-def _command(record: Record) -> str:
-    """What makes this run again: a file of settings where there is one, else its own record."""
-    for path in sorted((ROOT / "notebooks" / "params").glob("*/*.yaml")):
-        config, seed = load_config(path), record.config.seed
-        if config.model_copy(update={"seed": seed}).digest() == record.config.digest():
-            override = "" if config.seed == seed else f" seed={seed}"
-            return f"lipcert train {path.relative_to(ROOT).as_posix()}{override}"
-    return f"lipcert train results/runs/{record.id}.json"
+def _expected(runs: list[Record]) -> str:
+    radius, shares = runs[0].config.radius, [r.vra(r.config.radius) for r in runs]
+    if is_cell(runs[0]):
+        ends = " to ".join(percent(share) for share in sorted({min(shares), max(shares)}))
+        return f"Expect {len(runs)} runs with a VRA of {ends} at {radius}; the study's table has each."
+    return (
+        f"Expect a clean accuracy of {percent(runs[0].clean_accuracy())} and a VRA of {percent(shares[0])} at {radius}."
+    )
 
 
 def provenance_table(records: "Sequence[Record] | None" = None) -> Markdown:
     """Run ids, commit, hardware, seed, arithmetic and guarantee."""
-    records = result_records() if records is None else records
+    records = all_results() if records is None else records
     if not records:
         return Markdown("No published runs.")
     rows = []

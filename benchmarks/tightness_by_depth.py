@@ -1,0 +1,114 @@
+"""Record `tightness`: how much of their proven bounds trained networks use, by family and depth.
+
+`python -m benchmarks.tightness_by_depth RUN ...` takes ids of runs (or names or files of networks), searches the
+backbone of each, all layers up to the head, for the pair of points that it moves apart most, and divides by the proven
+bound of that backbone: the comparison that the authors of LiResNet made for two networks. A network of six layers and
+64 channels on CIFAR-10 takes some minutes on two cores.
+"""
+
+import argparse
+import math
+import os
+import time
+from statistics import mean
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from benchmarks.pair_search import pair_search
+from lipcert.chain import chain_bounds
+from lipcert.data import load_dataset, to_unit
+from lipcert.models import open_network
+from lipcert.records import RecordError, find_record
+from lipcert.report.checks import measuring
+from lipcert.report.tightness import COLUMNS, published_tightness
+
+DEPTHS = {3, 6, 12, 18}  # what is asked for, of three families
+
+
+class Facts(NamedTuple):
+    """Where a network comes from."""
+
+    run: str
+    data: str
+    family: str
+    depth: str
+    width: str
+    loss: str
+    seed: str
+
+
+def facts(name: str, card: dict) -> Facts:
+    """From its card, and from the record of its run where there is one."""
+    run = card.get("run") or name
+    try:
+        config = find_record(run)[0].config
+        loss, seed = config.loss, str(config.seed)
+    except RecordError:
+        loss, seed = "unknown", "unknown"
+    return Facts(
+        run, card["dataset"], *(str(card.get(key, "unknown")) for key in ("family", "depth", "width")), loss, seed
+    )
+
+
+def row(name: str, starts: int, rounds: int, effort: str, device: str) -> tuple[str, ...]:
+    """One network: pairs found from the Jacobians near images, between images, and at all; bound; their ratio."""
+    start = time.monotonic()
+    chain = open_network(name)
+    card = chain.card
+    data = load_dataset(card["dataset"], card["classes"], card["class_seed"])
+    bounds = chain_bounds(chain, tuple(card["input_shape"]), effort)
+    backbone = nn.Sequential(*list(chain)[:-1]).to(device)
+    images_BCHW = to_unit(data.train.images_NCHW[:starts], data.scale)
+    found = pair_search(backbone, images_BCHW, rounds)
+    numbers = (found.near, found.far, found.best, bounds.estimate, bounds.upper, found.best / bounds.upper)
+    line = (*facts(name, card), *(f"{v:.6g}" for v in numbers), f"{time.monotonic() - start:.0f}")
+    print(dict(zip(COLUMNS, line, strict=True)), flush=True)
+    return line
+
+
+def measure(names: list[str], starts: int, rounds: int, effort: str, device: str) -> None:
+    """All networks, one row each; also that no pair refutes its bound."""
+    authors = {p.family: p.ratio for p in published_tightness() if p.dataset == "cifar10"}
+    said = " and ".join(f"{ratio} ({family})" for family, ratio in authors.items())
+    target = f"three families at depths {', '.join(map(str, sorted(DEPTHS)))}, beside the authors' {said}"
+    with measuring("tightness", "empirical over proven constant of trained networks", target) as found:
+        rows = [row(name, starts, rounds, effort, device) for name in names]
+        nets = [dict(zip(COLUMNS, r, strict=True)) for r in rows]
+        shares: dict[tuple[str, str], list[float]] = {}
+        for net in nets:
+            shares.setdefault((net["family"], net["depth"]), []).append(float(net["ratio"]))
+        refuted = sum(float(net["ratio"]) > 1 + 1e-6 for net in nets)
+        whole = [
+            f
+            for f in {net["family"] for net in nets}
+            if {int(d) for g, d in shares if g == f and d.isdigit()} >= DEPTHS
+        ]
+        found |= {
+            "measured": f"{len(rows)} networks: "
+            + ", ".join(f"{family} at depth {depth} {mean(values):.2f}" for (family, depth), values in shares.items())
+            + f"; {starts} starts and as many scattered ones each, bounds {effort}; {refuted} bounds refuted",
+            "verdict": "fell short" if refuted else "met" if len(whole) >= 3 else "in part",
+            "numbers": {"networks": len(rows), "least": min(map(min, shares.values()), default=math.nan)},
+            "rows": (COLUMNS, *rows),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="id of a run, name of a shipped network, or a file")
+    parser.add_argument("--starts", type=int, default=64, help="training images to start from (default 64)")
+    parser.add_argument("--rounds", type=int, default=2, help="how often to search through all distances (default 2)")
+    parser.add_argument("--effort", choices=("fast", "tight"), default="tight", help="of the bounds (default tight)")
+    parser.add_argument("--device", default="cpu", help="where to search: cpu or cuda (default cpu)")
+    options = parser.parse_args()
+    words = [f"--starts {options.starts} --rounds {options.rounds} --effort {options.effort}", *options.runs]
+    os.environ["LIPCERT_COMMAND"] = f"python -m benchmarks.tightness_by_depth {' '.join(words)}"
+    if options.device == "cuda":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    measure(options.runs, options.starts, options.rounds, options.effort, options.device)
+
+
+if __name__ == "__main__":
+    main()

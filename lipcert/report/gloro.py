@@ -1,0 +1,62 @@
+"""The GloRo page: sizes, and the literal reproduction of 2C2F on MNIST."""
+
+from lipcert.records import Record, load_records
+from lipcert.report.figures import training_curve, training_curve_words
+from lipcert.report.names import DATASETS, GLORO
+from lipcert.report.published import compare, preset_parameters, presets
+from lipcert.report.svg import Figure
+from lipcert.report.tables import Markdown, percent, run_table, table
+
+_ROW = "gloro-nets_gloro-2c2f_mnist_l2_0-3_vra"
+
+
+def size_table() -> Markdown:
+    """Every published network once: where it was used and its parameters as counted here (imports torch)."""
+    rows = {}
+    for preset in presets():
+        c = preset.config
+        if c.family == "gloro":
+            rows.setdefault(
+                c.depth, (GLORO[c.depth][0], c.width, DATASETS[c.dataset], f"{preset_parameters(preset):,}")
+            )
+    lines = [(f"`{depth}`", *row) for depth, row in sorted(rows.items())]
+    return table(("`depth`", "network", "`width`", "data", "parameters"), lines, right=(4,))
+
+
+def records() -> list[Record]:
+    """Published runs of the 2C2F preset."""
+    return [record for record in load_records() if _ROW in record.published]
+
+
+def reproduction() -> Markdown:
+    """Paper and ours in one sentence, then every radius and guarantee."""
+    (found,) = (c for c in compare(load_records()) if c.row.id == _ROW)
+    if not found.ours:
+        return Markdown(f"Published: {found.row.value} % VRA. Ours: not run (`lipcert train {found.preset.name}`).")
+    run = found.runs[0]
+    count = len(found.ours)
+    return Markdown(
+        f"Published: {found.row.value} % VRA at radius {found.row.radius}. Ours: **{found.mean:.2f} %** "
+        f"({'one run' if count == 1 else f'mean of {count} runs'}, executed guarantee), clean accuracy "
+        f"{percent(run.clean_accuracy())}: {found.status}. Size, schedule and length are the paper's: "
+        f"{run.training.steps:,} steps, {run.training.seconds / 60:.0f} minutes on one core "
+        f"({run.provenance.hardware['processor']}). The paper's code kept the best weights on the test set; here "
+        f"the last ones are certified, once.\n\n{run_table(run)}"
+    )
+
+
+def reproduction_figure() -> "list[Figure | Markdown]":
+    """The training curve of that run and the same in words."""
+    found = records()
+    return [training_curve(found[0]), training_curve_words(found[0])] if found else []
+
+
+def preset_list() -> Markdown:
+    """The recipes of 2021 as presets."""
+    lines = [
+        f"- `lipcert train {p.name}`: {DATASETS[p.config.dataset]}, {GLORO[p.config.depth][0]}, `{p.config.loss}`, "
+        f"{p.config.epochs:g} epochs"
+        for p in presets()
+        if p.config.family == "gloro"
+    ]
+    return Markdown("All recipes of the paper's code are presets:\n\n" + "\n".join(lines))
