@@ -56,7 +56,7 @@ class Images:
         """The images of a test split, or of some of it."""
         facts = DATASETS[data.name]
         if facts.pinned is None:
-            raise NotCertifiable(f"{data.name}: no checksum of the published set is known, so a bundle could not name it")
+            raise NotCertifiable(f"{data.name}: no checksum of the set is known, so a bundle cannot name it")
         part = "all" if "all" in facts.pinned else "test"
         return cls(data.name, part, data.scale, facts.pinned[part], data.class_ids, split.index_N, split.labels_N)
 

@@ -93,7 +93,7 @@ class _CholeskyOrthogonalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_RC: Tensor, _: Tensor) -> Tensor:
         weight_RC, factor_RR = ctx.saved_tensors
-        rows = weight_RC.shape[-2]
+        grad_RC, rows = grad_RC.contiguous(), weight_RC.shape[-2]
         with _full_precision(weight_RC):
             slope_RC = grad_RC - _mirrored_product(grad_RC, weight_RC) @ weight_RC
             for start, stop in reversed(_blocks(rows)):

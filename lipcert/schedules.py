@@ -4,7 +4,7 @@ A schedule is a row of sections "[time:value]" joined by transitions: `-` linear
 e^value, `-cos-` half a cosine, nothing: the value is held until the next section begins. Times are epochs ("20") or
 shares of the run ("50%"); the first defaults to the start, the last to the end. Values are factors of a base value:
 `[0.01]-log-[50%:1]-[1]` grows from a hundredth to the whole over the first half and stays (library of arXiv
-2102.08452). A bare number is constant.
+2102.08452). A bare number is constant; a number and `*` in front scale a whole schedule: `1.1*[0.01]-log-[50%:1]-[1]`.
 """
 
 import functools
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lipcert.config import TrainConfig
 
 _SECTION = r"\[(?:(?P<time>\d+(?:\.\d+)?)(?P<percent>%)?:)?(?P<value>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\]"
+_NUMBER = re.compile(r"\d+(\.\d*)?([eE][+-]?\d+)?")
 _PART = re.compile(rf"(?P<join>-(?:exp-|log-|cos-)?)?{_SECTION}")
 
 _SHAPES: dict[str, Callable[[float, float, float], float]] = {
@@ -42,10 +43,12 @@ def schedule(text: str, epochs: float | None) -> Callable[[float], float]:
     Raises:
         ValueError: not in the language; times that do not ascend or lie outside the run.
     """
-    if re.fullmatch(r"\d+(\.\d*)?([eE][+-]?\d+)?", text):
+    if _NUMBER.fullmatch(text):
         return lambda progress: float(text)
-    parts = list(_PART.finditer(text))
-    if not parts or "".join(part[0] for part in parts) != text or parts[0]["join"]:
+    factor, star, sections = text.rpartition("*")
+    parts = list(_PART.finditer(sections))
+    whole = "".join(part[0] for part in parts) == sections and bool(_NUMBER.fullmatch(factor)) == bool(star)
+    if not parts or not whole or parts[0]["join"]:
         raise ValueError(
             f"schedule {text!r}: must read like '[0.01]-log-[50%:1]-[1]', joined by nothing, -, -exp-, -log- or -cos-"
         )
@@ -58,7 +61,7 @@ def schedule(text: str, epochs: float | None) -> Callable[[float], float]:
     for (_, start, _), (_, end, join) in itertools.pairwise(knots):
         if join == "-exp-" and not start * end > 0:
             raise ValueError(f"schedule {text!r}: -exp- needs values above 0")
-    return functools.partial(_value, tuple(knots))
+    return functools.partial(_value, tuple(knots), float(factor) if star else 1.0)
 
 
 def _time(part: re.Match, first: bool, last: bool, epochs: float | None, text: str) -> float:
@@ -75,13 +78,13 @@ def _time(part: re.Match, first: bool, last: bool, epochs: float | None, text: s
     return time
 
 
-def _value(knots: tuple[tuple[float, float, str], ...], progress: float) -> float:
+def _value(knots: tuple[tuple[float, float, str], ...], factor: float, progress: float) -> float:
     if progress < knots[0][0]:
-        return knots[0][1]
+        return factor * knots[0][1]
     for (begin, start, _), (end, value, join) in itertools.pairwise(knots):
         if progress < end:
-            return _SHAPES[join](start, value, (progress - begin) / (end - begin))
-    return knots[-1][1]
+            return factor * _SHAPES[join](start, value, (progress - begin) / (end - begin))
+    return factor * knots[-1][1]
 
 
 def learning_rate(config: "TrainConfig", progress: float) -> float:

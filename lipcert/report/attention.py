@@ -131,12 +131,12 @@ def pieces_table() -> Markdown:
     numbers = record().numbers
     limit = f"{1 / math.sqrt(numbers['norm eps']):.2f}"
     rows = [
-        ("softmax", "0.5", f"{numbers['softmax random']:.4f}", "largest of 10,000 random inputs"),
-        ("softmax", "0.5", f"{numbers['softmax pair']:.4f}", "two equal entries, the others far below"),
+        ("softmax", "0.5", f"{numbers['softmax random']:.4f}", "10,000 random inputs"),
+        ("softmax", "0.5", f"{numbers['softmax pair']:.4f}", "two entries equal, the rest far below"),
     ]
     for key, value in numbers.items():
         if key.startswith("layer norm "):
-            rows.append(("layer norm", limit, f"{value:.2f}", f"standard deviation {key.removeprefix('layer norm ')}"))
+            rows.append(("layer norm", limit, f"{value:.2f}", f"deviation {key.removeprefix('layer norm ')}"))
     return table(("map", "constant", "Jacobian norm", "where"), rows, right=(1, 2))
 
 
@@ -187,18 +187,18 @@ def looseness_figure() -> Figure:
             bound, total = (statistics.median(getattr(c, key) for c in found) for key in ("branch_factor", "total"))
             axes.barh(place, bound - 1, left=1, height=0.8, color=BLUE)
             axes.barh(place, total - bound, left=bound, height=0.8, color=VERMILLION, hatch="///", edgecolor=INK)
-            axes.annotate(
-                weights, (max(total, bound), place), (4, 0), textcoords="offset points", va="center", fontsize=8
-            )
+            beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8, "color": INK}
+            axes.annotate(weights, (max(total, bound), place), **beside)
             rows.append((block, weights, f"{bound:.6g}", f"{total / bound:.6g}", f"{total:.6g}"))
             place += 1
         place += 0.8
-    axes.set(xscale="log", xlim=(1, 60), xlabel="1 + bound, over what the block was found to stretch")
+    axes.set(xscale="log", xlim=(1, 60), xlabel="(1 + bound) / found")
     axes.set_yticks(*zip(*ticks, strict=True), fontsize=9)
     axes.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
     axes.minorticks_off()
     axes.grid(axis="x")
-    keys = [Patch(color=BLUE, label="bound of the branch"), Patch(color=VERMILLION, hatch="///", label="sum")]
+    summed = Patch(facecolor=VERMILLION, edgecolor=INK, hatch="///", label="lost by the sum")
+    keys = [Patch(color=BLUE, label="lost by the bound"), summed]
     axes.legend(handles=keys, loc="upper right", labelcolor=INK, fontsize=9.5, frameon=False)
     alt = "Bars: how much too large the bound of a residual block is, by kind of branch. " + looseness_words()
     return finish(
@@ -266,9 +266,9 @@ def found_words() -> Markdown:
     free, held = (_found(weights, ATTENTION) for weights in ("trained", "held"))
     return Markdown(
         f"Not all of it is looseness. Trained freely, attention was found to stretch by {free} (medians), so that even "
-        f"its exact constant would be of little use. With the bound held at {limit:g}, conventional branches were found "
-        f"to stretch by {_found('held', CONVENTIONAL)}, attention by {held}: the looser the bound, the less of the "
-        "branch is left."
+        f"its exact constant would be of little use. With the bound held at {limit:g}, conventional branches were "
+        f"found to stretch by {_found('held', CONVENTIONAL)}, attention by {held}: the looser the bound, the less of "
+        "the branch is left."
     )
 
 
@@ -287,7 +287,8 @@ def measured_words() -> Markdown:
     return Markdown(
         f"{len(found)} blocks of {shapes} (tokens × features), 1 and 2 heads, seeds: {check.numbers['seeds']}; "
         f"Jacobians at {sum(case.points for case in found):,} points, random ones and those that the search found: "
-        f"{wrong if wrong else 'none'} above a bound. (`{check.command}`, {check.seconds:,.0f} s, "
+        f"{wrong if wrong else 'none'} above a bound. Cosines have τ = {check.numbers['cosine scale']:g} and "
+        f"ε = {check.numbers['cosine eps']:g}. (`{check.command}`, {check.seconds:,.0f} s, "
         f"{check.hardware.get('processor', 'unknown processor')}, {code})"
     )
 
@@ -305,7 +306,7 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{_middle(values)} ({_number(min(values))} to {_number(max(values))})"
+    return f"{_middle(values)} ({_number(min(values))}–{_number(max(values))})"
 
 
 def _middle(values: Sequence[float]) -> str:
