@@ -18,9 +18,9 @@ from torch import Tensor, nn
 Function = Callable[[Tensor], Tensor]
 SCALES = (10.0, 3.0, 1.0, 0.3, 0.1)  # distances of a pair, in units of the median distance of two starts
 NEAREST = 1e-3  # of the last pairs, and of all pairs at least; rounding then touches the last digits only
-_PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)  # on a segment, where to go on from
-_LOOKS = 4  # power steps at each of them
-_FINAL = 16  # starts that are looked at in float64
+_PLACES = (0.0, 0.33, 0.67, 1.0)  # on a segment, where to go on from
+_LOOKS = 3  # power steps at each of them
+_FINAL = 4  # pairs that are looked at in float64
 
 
 class PairSearch(NamedTuple):
@@ -40,16 +40,18 @@ class PairSearch(NamedTuple):
 def pair_search(
     function: nn.Module,
     starts_BX: Tensor,
-    rounds: int = 2,
-    power_steps: int = 12,
-    ascent_steps: int = 25,
+    rounds: int = 1,
+    kept: int = 12,
+    power_steps: int = 6,
+    ascent_steps: int = 15,
     seed: int = 0,
 ) -> PairSearch:
     """The largest rate of change found from these starts; nothing is held to the range of pixels.
 
     Args:
         function: any differentiable module on (B, *X); it is copied and run in float32, the result in float64.
-        rounds: how often to go through all distances. power_steps, ascent_steps: at each of them.
+        rounds: how often to go through all distances. kept: so many starts, those with the steepest Jacobians, and as
+            many scattered points take part in that. power_steps, ascent_steps: at each distance.
     """
     single, double = (
         copy.deepcopy(function).to(t).eval().requires_grad_(False) for t in (torch.float32, torch.float64)
@@ -58,26 +60,24 @@ def pair_search(
     device = next((p.device for p in function.parameters()), starts_BX.device)
     generator = torch.Generator().manual_seed(seed)
     x_BX = starts_BX.to(device, torch.float32)
-    partner_BX = x_BX[torch.randperm(len(x_BX), generator=generator).roll(1).to(device)]
     unit = float(lengths(x_BX - x_BX.roll(1, 0)).median())
-    found = []
-
     direction_BX = torch.randn(x_BX.shape, generator=generator).to(device)
     near = (x_BX, _power(f32, x_BX, direction_BX, 0.01 * unit, 2 * power_steps))
-    far = _ascend(f32, x_BX, partner_BX, 2 * ascent_steps, 0.01 * unit)
-    found += [near, far]
+    with torch.no_grad():
+        order = rates(f32, *near).topk(min(kept, len(x_BX))).indices
+    best = near[0][order], near[1][order]
+    far = _ascend(f32, best[0], x_BX.roll(1, 0)[order], 2 * ascent_steps, 0.01 * unit)
     # The map's steepest region need not be where the data are: as many starts again, scattered far beyond.
-    wild_BX = x_BX + wide(unit * 10 ** (2 * torch.rand(len(x_BX), generator=generator)).to(device), x_BX) * (
-        direction_BX / wide(lengths(direction_BX), x_BX)
-    )
-    best = tuple(torch.cat(pair) for pair in zip(near, (wild_BX, wild_BX + near[1] - x_BX), strict=True))
+    away_BX = direction_BX[order] / wide(lengths(direction_BX[order]), x_BX)
+    wild_BX = best[0] + wide(unit * 10 ** (2 * torch.rand(len(order), generator=generator)).to(device), x_BX) * away_BX
+    best = torch.cat([best[0], wild_BX]), torch.cat([best[1], wild_BX + best[1] - best[0]])
+    found = [near, far]
     for _ in range(rounds):
         for scale in SCALES:
             second_BX = _power(f32, best[0], best[1] - best[0], scale * unit, power_steps)
             pair = _ascend(f32, best[0], second_BX, ascent_steps, min(scale, 0.01) * unit)
-            place = _best_place(f32, *pair, 0.01 * unit)
-            best = _better(f32, best, _better(f32, pair, place))
-            found += [pair, place]
+            best = _better(f32, best, _better(f32, pair, _best_place(f32, *pair, 0.01 * unit)))
+            found += [pair, best]
     values = [_finished(f64, *pair, power_steps) for pair in found]
     value, first_X, second_X = max(values, key=lambda v: v[0])
     return PairSearch(values[0][0], values[1][0], value, first_X.cpu(), second_X.cpu())

@@ -1,11 +1,13 @@
 """Relaxed guarantees of the shipped networks, at their own radii: `python -m benchmarks.relaxed`.
 
-Writes `results/local/checks/relaxed.json`, which the book's page on relaxed guarantees shows. About ten minutes on two
-cores: one float64 pass over each test set serves every k and every affinity set. `--images 200` rehearses.
+Writes `results/local/checks/relaxed.json`, which the book's page on relaxed guarantees shows; `python -m
+benchmarks.soundness --publish` copies it to `results/checks`. One float64 pass over each test set serves every k and
+every affinity set: minutes on two idle cores. `--images 128` rehearses.
 """
 
 import argparse
 import csv
+import os
 
 import torch
 from torch import Tensor
@@ -76,6 +78,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=0, help="test images of each network; 0: all")
     options = parser.parse_args()
+    part = f" --images {options.images}" if options.images else ""
+    os.environ["LIPCERT_COMMAND"] = f"python -m benchmarks.relaxed{part}"
     title, target = "sets of classes that stay the same", "radii for every k; those of k = 1 are the published ones"
     with measuring(GOAL, title, target) as found:
         rows, same = [], []
@@ -88,7 +92,7 @@ def main() -> None:
         found |= {
             "measured": f"{total:,} test images of {len(same)} networks, executed in float64: a set for every k; the "
             f"radii of k = 1 are those published for {sum(same)} of {len(same)} networks",
-            "verdict": "met" if all(same) else "fell short",
+            "verdict": "fell short" if not all(same) else "in part" if options.images else "met",
             "numbers": {"networks": len(same), "images": total, "as_published": sum(same)},
             "rows": (HEAD, *rows),
         }

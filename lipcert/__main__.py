@@ -159,9 +159,10 @@ def _overrides(texts: Sequence[str]) -> dict[str, object]:
 def _study(options: argparse.Namespace) -> int:
     from lipcert.commands import list_study
     from lipcert.report.tables import run_sentence
-    from lipcert.study import load_study, run_study
+    from lipcert.study import check_networks, load_study, run_study
 
     study = load_study(options.file, **_overrides(options.overrides))
+    check_networks(study)
     if options.list:
         return list_study(study)
     for path in run_study(study, progress=not options.quiet, download=options.download):

@@ -163,7 +163,7 @@ def _leaves(model: nn.Sequential, outer: str, prefix: str) -> Iterator[tuple[str
             if type(layer.branch) is not nn.Sequential:
                 raise TypeError(f"Residual {place!r} around {type(layer.branch).__name__}: must be an nn.Sequential")
             layer = Residual(_flat(layer.branch, f"{place}.branch.")).eval()
-        yield name, nn.Identity().eval() if isinstance(layer, DROPOUTS) else layer
+        yield name, nn.Identity().eval() if type(layer) in DROPOUTS else layer
 
 
 def _refuse_replaced(layers: Iterable[tuple[str, nn.Module]]) -> None:

@@ -23,7 +23,8 @@ def _radius_text(value: Any) -> str:
 
 
 def _number_or_text(value: Any) -> Any:
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return repr(value).removesuffix(".0") if number else value  # one text for 1 and 1.0: it goes into the run's id
 
 
 RadiusText = Annotated[str, BeforeValidator(_radius_text)]
@@ -163,7 +164,8 @@ class TrainConfig(Architecture):
         if Radius(self.radius).exact == 0:
             raise ValueError(f"radius={self.radius} with loss {self.loss!r}: must be > 0")
         for key in ("lr_schedule", "radius_schedule", "robust_weight"):
-            if (text := getattr(self, key)) not in (None, "cosine", "constant_exp"):
+            named = ("cosine", "constant_exp") if key == "lr_schedule" else ()
+            if (text := getattr(self, key)) is not None and text not in named:
                 try:
                     schedule(text, self.epochs)
                 except ValueError as error:

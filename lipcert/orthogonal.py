@@ -34,8 +34,8 @@ def cholesky_orthogonalise(matrix_RC: Tensor) -> Tensor:
         a matrix of zeros, or a rounding error of the Gram matrix above d.
     """
     if matrix_RC.shape[-2] > matrix_RC.shape[-1]:
-        return cholesky_orthogonalise(matrix_RC.mT.contiguous()).mT
-    return _CholeskyOrthogonalise.apply(matrix_RC)[0]
+        return cholesky_orthogonalise(matrix_RC.mT).mT
+    return _CholeskyOrthogonalise.apply(matrix_RC.contiguous())[0]
 
 
 class _CholeskyOrthogonalise(torch.autograd.Function):

@@ -31,17 +31,23 @@ class Join:
 
 
 Instruction = nn.Module | Fork | Join
+_SAME_MEMORY = (nn.Identity, nn.Flatten, nn.ZeroPad2d)  # what these return may be the very tensor they were given
 
 
 def instructions(chain: nn.Sequential, prefix: str = "") -> list[tuple[str, Instruction]]:
     """Names and layers of the program in order. A layer that stands twice is listed twice.
 
     Raises:
-        TypeError: a residual block whose branch is no plain nn.Sequential with at least one layer.
+        TypeError: a residual block whose branch is no plain nn.Sequential with at least one layer, or overwrites what
+            the block adds to it.
     """
     program: list[tuple[str, Instruction]] = []
+    shared = prefix != ""  # with the tensor that a Fork remembers
     for name, layer in chain._modules.items():
         place = prefix + name
+        if shared and getattr(layer, "inplace", False):
+            raise TypeError(f"{type(layer).__name__} {place!r} overwrites the skip of its block: use inplace=False")
+        shared = shared and type(layer) in _SAME_MEMORY
         if type(layer) is not Residual:
             program.append((place, layer))
             continue

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lipcert.config import TrainConfig
 
 _SECTION = r"\[(?:(?P<time>\d+(?:\.\d+)?)(?P<percent>%)?:)?(?P<value>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\]"
+_LARGEST_EXPONENT = 700
 _NUMBER = re.compile(r"\d+(\.\d*)?([eE][+-]?\d+)?")
 _PART = re.compile(rf"(?P<join>-(?:exp-|log-|cos-)?)?{_SECTION}")
 
@@ -44,7 +45,8 @@ def schedule(text: str, epochs: float | None) -> Callable[[float], float]:
         ValueError: not in the language; times that do not ascend or lie outside the run.
     """
     if _NUMBER.fullmatch(text):
-        return lambda progress: float(text)
+        constant = _finite(text, text)
+        return lambda progress: constant
     factor, star, sections = text.rpartition("*")
     parts = list(_PART.finditer(sections))
     whole = "".join(part[0] for part in parts) == sections and bool(_NUMBER.fullmatch(factor)) == bool(star)
@@ -57,11 +59,21 @@ def schedule(text: str, epochs: float | None) -> Callable[[float], float]:
         time = _time(part, number == 0, number == len(parts) - 1, epochs, text)
         if knots and time < knots[-1][0]:
             raise ValueError(f"schedule {text!r}: its times must ascend and lie within the run")
-        knots.append((time, float(part["value"]), part["join"] or ""))
+        knots.append((time, _finite(part["value"], text), part["join"] or ""))
     for (_, start, _), (_, end, join) in itertools.pairwise(knots):
         if join == "-exp-" and not start * end > 0:
             raise ValueError(f"schedule {text!r}: -exp- needs values above 0")
-    return functools.partial(_value, tuple(knots), float(factor) if star else 1.0)
+        if join == "-log-" and max(start, end) > _LARGEST_EXPONENT:
+            raise ValueError(
+                f"schedule {text!r}: -log- needs values up to {_LARGEST_EXPONENT}, e^value must be a number"
+            )
+    return functools.partial(_value, tuple(knots), _finite(factor, text) if star else 1.0)
+
+
+def _finite(number: str, text: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"schedule {text!r}: {number} is too large")
+    return value
 
 
 def _time(part: re.Match, first: bool, last: bool, epochs: float | None, text: str) -> float:

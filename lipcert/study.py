@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lipcert.config import ConfigError, TrainConfig, parse, read_yaml
 from lipcert.records import Record, has_finished_record, load_records
 
@@ -37,22 +39,30 @@ class Study:
         return {cell: published.get(cell.run_id()) for cell in self.cells}
 
 
-def load_study(path: str | Path, **overrides: Any) -> Study:
+def load_study(path: str | Path, /, **overrides: Any) -> Study:
     """The study in a YAML file; overrides hold for every cell, and one of a varied setting picks that value alone.
 
     Raises:
         ConfigError: not a study, or a cell that cannot be run; names file and cell.
     """
-    settings = read_yaml(Path(path).read_text())
+    try:
+        settings = read_yaml(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
     matrix = settings.pop("matrix", None) if isinstance(settings, dict) else None
-    if not isinstance(matrix, dict) or not all(isinstance(values, list) and values for values in matrix.values()):
-        raise ConfigError(f"{path}: a study has a key 'matrix' with lists of values; `lipcert train` takes single runs")
+    if not _is_matrix(matrix) or not all(isinstance(key, str) for key in settings):
+        raise ConfigError(
+            f"{path}: a study has a key 'matrix', a mapping of names to lists of values (here: {matrix}); without it, "
+            "it is a run for `lipcert train`"
+        )
     if both := set(matrix) & set(settings):
         raise ConfigError(f"{path}: {', '.join(sorted(both))} both fixed and in the matrix: keep one")
-    for key in set(matrix) & set(overrides):
-        if overrides[key] not in matrix[key]:
-            raise ConfigError(f"{key}={overrides[key]!r}: the matrix of {path} has {matrix[key]}")
-        matrix[key] = [overrides[key]]
+    for key, values in matrix.items():
+        if any(value in values[:place] for place, value in enumerate(values)):
+            raise ConfigError(f"{path}: matrix of {key} has a value twice in {values}: keep one")
+        if key in overrides and overrides[key] not in values:
+            raise ConfigError(f"{key}={overrides[key]!r}: the matrix of {path} has {values}")
+    matrix = {key: [overrides[key]] if key in overrides else values for key, values in matrix.items()}
     cells = []
     for values in itertools.product(*matrix.values()):
         cell = dict(zip(matrix, values, strict=True))
@@ -61,6 +71,38 @@ def load_study(path: str | Path, **overrides: Any) -> Study:
         except ConfigError as error:
             raise ConfigError(f"{path}, cell {cell}: {error}") from None
     return Study(Path(path).stem, {key: tuple(values) for key, values in matrix.items()}, tuple(cells))
+
+
+def _is_matrix(matrix: Any) -> bool:
+    return (
+        isinstance(matrix, dict)
+        and bool(matrix)
+        and all(isinstance(key, str) and isinstance(values, list) and values for key, values in matrix.items())
+    )
+
+
+def check_networks(study: Study) -> None:
+    """Build every cell's network without memory for its weights (imports torch).
+
+    Raises:
+        ConfigError: sizes that do not fit together; before hours of other cells have run.
+    """
+    import torch
+
+    from lipcert.config import Architecture, ModelConfig
+    from lipcert.data import DATASETS
+    from lipcert.models import build_model
+
+    for cell in study.cells:
+        facts = DATASETS[cell.dataset]
+        channels, size, _ = facts.shape
+        sizes = {"channels": channels, "input_size": size, "classes": cell.classes or facts.classes}
+        try:
+            with torch.device("meta"):
+                build_model(ModelConfig(**cell.model_dump(include=set(Architecture.model_fields)), **sizes))
+        except ConfigError as error:
+            varied = {key: getattr(cell, key) for key in study.axes}
+            raise ConfigError(f"{study.name}.yaml, cell {varied}: {error}") from None
 
 
 def run_study(study: Study, progress: bool = True, download: bool = False) -> Iterator[Path]:

@@ -91,11 +91,12 @@ def _train(run: Run, path: Path, shown: bool, checkpoint_seconds: float) -> bool
     with _stop_signals() as stop, Progress(run.steps, "step", shown, initial=run.step) as progress:
         while run.step < run.steps:
             run.train_step()
-            if stop.is_set() and run.step < run.steps:
+            stopped, closes = stop.is_set() and run.step < run.steps, run.step % interval == 0
+            if stopped and not closes:
                 run.check_finite()
                 run.seconds += time.monotonic() - start
                 return False
-            if run.step % interval and run.step < run.steps:
+            if not closes and run.step < run.steps:
                 continue
             now = time.monotonic()
             row = run.report(now - start)
@@ -105,6 +106,8 @@ def _train(run: Run, path: Path, shown: bool, checkpoint_seconds: float) -> bool
                 f"loss {row['loss']:.3f}, accuracy {row['train_accuracy']:.1%}, certified (estimated) "
                 f"{row['train_vra_estimated']:.1%}, {row['images'] / max(row['seconds'], 1e-9):,.0f} images/s",
             )
+            if stopped:
+                return False
             if run.step < run.steps and now - saved >= checkpoint_seconds:
                 save_checkpoint(path, run.state())
                 saved = time.monotonic()

@@ -14,7 +14,7 @@ from torch import nn
 from truth import layer_matrix
 
 from lipcert.forward import FloatFormat
-from lipcert.layers import MinMax, Shift
+from lipcert.layers import MinMax, Residual, Shift
 
 TOY = FloatFormat("toy", torch.float64, Fraction(1, 2**9), Fraction(1, 2**40), Fraction(2**100))
 """Nine bits and a high threshold of underflow: float64 computes its exact results and shows its errors."""
@@ -22,7 +22,9 @@ TOY = FloatFormat("toy", torch.float64, Fraction(1, 2**9), Fraction(1, 2**40), F
 
 @dataclass(frozen=True)
 class Maps:
-    """A chain as matrices: one entry a layer, ("affine", A, b), ("shift", a, None), ("minmax" or "relu" or "same")."""
+    """A chain as matrices: one entry a layer, ("affine", A, b), ("shift", a, None), ("minmax" or "relu" or "same").
+
+    What stands between a ("keep") and its ("add") is the branch of a residual block."""
 
     layers: tuple[tuple, ...]
 
@@ -30,6 +32,10 @@ class Maps:
     def of(cls, chain: nn.Sequential, shape: tuple[int, ...]) -> Maps:
         layers, zeros = [], torch.zeros(1, *shape)
         for layer in chain:
+            if isinstance(layer, Residual):
+                inside = cls.of(layer.branch, tuple(zeros.shape[1:])).layers
+                layers += [("keep", None, None), *inside, ("add", None, None)]
+                continue
             after = layer(zeros) if not isinstance(layer, (nn.Conv2d, nn.Linear)) else layer.float()(zeros)
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 matrix = layer_matrix(layer, tuple(zeros.shape[1:]))
@@ -49,9 +55,13 @@ class Maps:
 
     def exactly(self, image: list[Fraction]) -> list[Fraction]:
         """Logits in exact arithmetic."""
-        x = list(image)
+        x, kept = list(image), []
         for kind, first, bias in self.layers:
-            if kind == "affine":
+            if kind == "keep":
+                kept.append(x)
+            elif kind == "add":
+                x = [a + b for a, b in zip(kept.pop(), x, strict=True)]
+            elif kind == "affine":
                 x = [
                     sum((Fraction(float(w)) * v for w, v in zip(row, x, strict=True) if w), start=Fraction(float(b)))
                     for row, b in zip(first, bias, strict=True)
@@ -65,9 +75,14 @@ class Maps:
     def rounded(self, image: np.ndarray, form: FloatFormat, generator: np.random.Generator, worst: bool) -> np.ndarray:
         """Logits as `form` may compute them: random order of summation, each operation rounded to nearest or, if
         `worst`, off by up to the unit roundoff in a random direction for each output; small numbers are flushed."""
-        x = rounding(image, form, generator, worst)
+        x, kept = rounding(image, form, generator, worst), []
         for kind, first, bias in self.layers:
-            if kind == "affine":
+            if kind == "keep":
+                kept.append(x)
+            elif kind == "add":
+                push = np.where(generator.random(len(x)) < 0.5, -1.0, 1.0)
+                x = rounding(flushed(kept.pop(), form) + flushed(x, form), form, generator, worst, push)
+            elif kind == "affine":
                 order = generator.permutation(len(x))
                 total = np.zeros(len(first))
                 push = np.where(generator.random(len(first)) < 0.5, -1.0, 1.0)
@@ -76,7 +91,7 @@ class Maps:
                     total = rounding(total + product, form, generator, worst, push)
                 x = rounding(total + bias, form, generator, worst, push)
             elif kind == "shift":
-                x = rounding(x - first, form, generator, worst)
+                x = rounding(flushed(x, form) - flushed(first, form), form, generator, worst)
             else:
                 x = np.array(sort(kind, list(x)))
         return x

@@ -25,7 +25,7 @@ from lipcert.certify import certify_each
 from lipcert.chain import ChainBounds, plain_chain
 from lipcert.data import load_dataset
 from lipcert.data.registry import DATASETS
-from lipcert.layers import MinMax, Shift
+from lipcert.layers import MinMax, Residual, Shift
 from lipcert.models.stored import geometry
 
 RADII = ("1/255", "8/255", "36/255")
@@ -75,10 +75,22 @@ class Bundle:
         """Claim the products that follow from the layers, and the counts that follow from the images."""
         ends = {}
         for end, toward in (("lower", -math.inf), ("upper", math.inf)):
-            exact = math.prod(Fraction(float.fromhex(layer[end])) for layer in self.claims["layers"])
+            exact = math.prod(Fraction(float.fromhex(layer[end])) for layer in outside(self.claims["layers"]))
             value = float(exact)
             ends[end] = (value if Fraction(value) == exact else math.nextafter(value, toward)).hex()
         self.claims["lipschitz"] = ends
+
+    def joins(self) -> None:
+        """Claim for every residual block what follows from its branch."""
+        layers = self.claims["layers"]
+        for place, layer in enumerate(layers):
+            if layer["kind"] == "Join":
+                fork = next(i for i, entry in enumerate(layers) if entry["name"] == layer["name"][:-5] + ".fork")
+                branch = outside(layers[fork + 1 : place])
+                stretch = math.prod((Fraction(float.fromhex(entry["upper"])) for entry in branch), start=Fraction(1))
+                layer["upper"] = rounded(1 + stretch, math.ceil).hex()
+                layer["lower"] = rounded(max(1 - stretch, Fraction(0)), math.floor).hex()
+        self.products()
 
     def counts(self) -> None:
         images = self.claims["images"]
@@ -86,6 +98,17 @@ class Bundle:
         radii = [Fraction(float.fromhex(r)) for r in images["radius"]]
         certified = [[t, sum(c and r >= Fraction(t) for c, r in zip(right, radii, strict=True))] for t in RADII]
         self.claims["counts"] = {"certified": certified, "clean": sum(right), "images": len(right)}
+
+
+def outside(layers: list[dict]) -> list[dict]:
+    """Entries that are in no branch; a Join speaks for its block."""
+    depth, found = 0, []
+    for layer in layers:
+        depth -= layer["kind"] == "Join"
+        if depth == 0 and layer["kind"] != "Fork":
+            found.append(layer)
+        depth += layer["kind"] == "Fork"
+    return found
 
 
 def written(claims: dict) -> str:
@@ -115,6 +138,31 @@ def every_kind(seed: int = 0) -> nn.Sequential:
     return nn.Sequential(layers).eval().requires_grad_(False)
 
 
+def blocks(seed: int = 0) -> nn.Sequential:
+    """A small network for the digits with residual blocks, one inside of another."""
+    torch.manual_seed(seed)
+    layers = OrderedDict(
+        shift=Shift(0.5),
+        stem=nn.Conv2d(1, 4, 3, stride=2, padding=1),
+        first=residual(up=nn.Conv2d(4, 8, 3, padding=1), sort=MinMax(), down=nn.Conv2d(8, 4, 3, padding=1)),
+        sort=MinMax(),
+        second=residual(
+            one=nn.Conv2d(4, 4, 3, padding=1, bias=False),
+            inner=residual(two=nn.Conv2d(4, 4, 1), relu=nn.ReLU()),
+            shift=Shift(0.25),
+        ),
+        flatten=nn.Flatten(),
+        dense=nn.Linear(64, 16),
+        third=residual(up=nn.Linear(16, 8), sort=MinMax(), nothing=nn.Identity(), down=nn.Linear(8, 16)),
+        head=nn.Linear(16, 10),
+    )
+    return nn.Sequential(layers).eval().requires_grad_(False)
+
+
+def residual(**layers: nn.Module) -> Residual:
+    return Residual(nn.Sequential(OrderedDict(layers)))
+
+
 def honest(
     model: nn.Module,
     name: str = "digits",
@@ -130,27 +178,36 @@ def honest(
     images = split.images_NCHW[:count].double() / data.scale
     wanted = [(guarantee, arithmetic), ("executed", "float64")]
     certificates, in_float64 = certify_each(chain, images, wanted, bounds=bounds)
-    layers, evidence, excess = [], {"logits": in_float64.logits_BK.numpy()}, Fraction(1)
-    for bound in certificates.bounds.layers:
-        lower, upper = bound.enclosure.lower, bound.enclosure.upper
-        if bound.kind in ("Conv2d", "Linear"):
-            lower = rounded(Fraction(lower) * (1 - Fraction(1, 2**29)), math.floor)
-            upper = rounded(Fraction(upper) * (1 + Fraction(1, 2**29)), math.ceil)
-            evidence[f"vector.{bound.name}"] = bound.enclosure.vector.numpy()
-            excess *= Fraction(upper) / Fraction(bound.enclosure.upper)
-        layers.append({"kind": bound.kind, "lower": lower.hex(), "name": bound.name, "upper": upper.hex()})
-    radius = [rounded(Fraction(r) / excess * (1 - _SLACK), math.floor).hex() for r in certificates.radius_B.tolist()]
+    layers, evidence = [], {"logits": in_float64.logits_BK.numpy()}
+
+    def describe(bounds) -> None:
+        for bound in bounds:
+            lower, upper, kind, name = bound.enclosure.lower, bound.enclosure.upper, bound.kind, bound.name
+            if kind in ("Conv2d", "Linear"):
+                lower = rounded(Fraction(lower) * (1 - Fraction(1, 2**29)), math.floor)
+                upper = rounded(Fraction(upper) * (1 + Fraction(1, 2**29)), math.ceil)
+                evidence[f"vector.{name}"] = bound.enclosure.vector.numpy()
+            if kind == "Residual":
+                one = (1.0).hex()
+                layers.append({"kind": "Fork", "lower": one, "name": f"{name}.fork", "upper": one})
+                describe(bound.branch)
+                kind, name = "Join", f"{name}.join"
+            layers.append({"kind": kind, "lower": lower.hex(), "name": name, "upper": upper.hex()})
+
+    describe(certificates.bounds.layers)
     part = "all" if name == "digits" else "test"
     claims = {"format": "lipcert certificate 1", "norm": "l2", "method": "margin", "guarantee": guarantee}
     claims |= {"arithmetic": arithmetic, "effort": "fast", "input_shape": list(images.shape[1:]), "layers": layers}
     claims |= {"lipschitz": {}, "data": {"classes": list(data.class_ids), "name": name, "part": part}}
     claims["data"] |= {"scale": data.scale, "sha256": facts.pinned[part]}
     claims["images"] = {"index": index_N.tolist(), "label": labels_N.tolist()}
-    claims["images"] |= {"prediction": certificates.prediction_B.tolist(), "radius": radius}
-    claims["counts"] = {}
     weights = {key: value.numpy().copy() for key, value in chain.state_dict().items()}
     bundle = Bundle(claims, json.loads(json.dumps(geometry(chain))), weights, evidence)
-    bundle.products()
+    bundle.joins()
+    excess = Fraction(float.fromhex(claims["lipschitz"]["upper"])) / Fraction(certificates.bounds.upper)
+    radius = [rounded(Fraction(r) / excess * (1 - _SLACK), math.floor).hex() for r in certificates.radius_B.tolist()]
+    claims["images"] |= {"prediction": certificates.prediction_B.tolist(), "radius": radius}
+    claims["counts"] = {}
     bundle.counts()
     return bundle
 

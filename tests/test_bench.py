@@ -13,13 +13,14 @@ from torch import nn
 
 from lipcert import bounds, chain
 from lipcert.bench import BenchReport, Claim, examine, main, mutation, prepare, run_bench
+from lipcert.bench.blocks import residual_blocks
 from lipcert.bench.corpus import all_entries
-from lipcert.bench.exact import exceeds, operator_matrix
+from lipcert.bench.exact import exceeds, operator_matrix, real_logits
 from lipcert.bench.mutants import Mutant, mutants, public_power_method
 from lipcert.bench.razor import razor_edge
 from lipcert.bench.reference import REFERENCE
 from lipcert.bench.report import tally
-from lipcert.bench.run import RAZORS
+from lipcert.bench.run import BLOCKS, RAZORS
 from lipcert.bench.verdict import Case, judge, kept
 from lipcert.bounds import enclosure, torus
 from lipcert.certify import GUARANTEES, certify
@@ -71,9 +72,8 @@ def test_certificates_hold(few, claim):
     report = examine(few, None, certifier(claim), claim)
     assert not report.failed, report.table()
     if claim.arithmetic == "float64":
-        for kind in RAZORS:
-            check = report[f"razor edge, {kind}"]
-            assert check.refused == 0 and check.worst > 1 - 2e-7, "sound, but not sharp"
+        for name in (*(f"razor edge, {kind}" for kind in RAZORS), *(f"residual blocks, {kind}" for kind in BLOCKS)):
+            assert report[name].refused == 0 and report[name].worst > 1 - 2e-7, "sound, but not sharp"
     assert report["corpus, rounding"].cases == (0 if claim.guarantee == "nominal" else report["corpus, rounding"].cases)
 
 
@@ -107,7 +107,7 @@ def test_every_mutant_is_caught(few, mutant: Mutant):
 def test_there_are_enough_mutants_and_each_has_its_name():
     names = [mutant.name for mutant in mutants()]
     assert len(names) == len(set(names)) >= 45
-    source = (ROOT / "tests" / "test_verified.py").read_text()
+    source = "".join((ROOT / "tests" / f"test_{name}.py").read_text() for name in ("verified", "residual_rounding"))
     assert all(f"def {test}(" in source for test in mutation.ROUNDING_TERMS)
 
 
@@ -172,6 +172,23 @@ def test_razor_edges_hold_inside_and_break_outside(kind):
         (_, outside), image = case.witnesses[0], case.images_BCHW[0].double()
         inside = image + (outside - image) * ((1 - 1e-7) / (1 + 1e-7))
         own, near, far = (Claim().class_of(case.model, x, "any") for x in (image, inside, outside))
+        assert own == near != far
+        assert math.isclose(float((outside - image).norm()), case.limits[0] * (1 + 1e-7), rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_residual_blocks_hold_inside_and_break_outside(kind):
+    """The radius of the case against the network itself: in exact fractions where there are no convolutions."""
+    for seed in range(4):
+        case = residual_blocks(kind, seed)
+        (_, outside), image = case.witnesses[0], case.images_BCHW[0].double()
+        inside = image + (outside - image) * ((1 - 1e-7) / (1 + 1e-7))
+        points = (image, inside, outside)
+        if kind == "convolutions":
+            own, near, far = (Claim().class_of(case.model, x, "any") for x in points)
+        else:
+            logits = [real_logits(case.model, x) for x in points]
+            own, near, far = (z.index(max(z)) for z in logits)
         assert own == near != far
         assert math.isclose(float((outside - image).norm()), case.limits[0] * (1 + 1e-7), rel_tol=1e-9)
 
@@ -253,7 +270,7 @@ def test_a_thousand_razor_edges():
     for name, cases in many.edges.items():
         check = tally(name, "radius", (judge(once, case, claim) for case in cases))
         assert check.violations == 0, check
-        if name != "aligned":
+        if name.startswith("razor edge"):
             assert sum(kept(once, case, 1e-7) for case in cases) == len(cases) == 250
 
 

@@ -204,10 +204,12 @@ def test_tampered_digits_are_refused(what, monkeypatch):
         load_dataset("digits")
 
 
-def test_intact_toy_set_loads(toy):
+def test_intact_toy_set_loads(toy, monkeypatch):
     data = load_dataset("toy", validation=True)
     assert counts(data.validation, 5) == [4] * 5 and counts(data.test, 5) == [8] * 5
     assert np.array_equal(data.train.images_NCHW.numpy(), toy["train"][0][data.train.index_N])
+    monkeypatch.setitem(DATASETS, "toy", replace(DATASETS["toy"], pinned=None))
+    assert data.verified and not load_dataset("toy").verified
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -338,13 +340,11 @@ def test_real_set_agrees_with_torchvision_image_by_image():
         assert data.labels_N[i] == label
 
 
-# Registry
-
-
 def test_registry_facts_hold_for_the_embedded_set():
     assert known_datasets()[:1] == ("digits",)
     facts, data = DATASETS["digits"], load_dataset("digits", validation=True)
     assert (facts.train, facts.validation, facts.test) == (len(data.train) + 360, len(data.validation), len(data.test))
     assert {name: (f.crop, f.flip) for name, f in DATASETS.items()} == {
-        "digits": (0, False), "mnist": (2, False), "cifar10": (4, True), "cifar100": (4, True)
+        "digits": (0, False), "mnist": (2, False), "cifar10": (4, True), "cifar100": (4, True),
+        "tiny_imagenet": (8, True), "imagenet": (0, True),
     }  # fmt: skip

@@ -1,12 +1,16 @@
-"""EMMA and GloRo against formulas written out by hand, and their gradients against finite differences."""
+"""Losses against formulas written out by hand, their gradients against finite differences, extremes against mpmath."""
 
+import itertools
 import math
+from typing import get_args
 
+import mpmath
 import numpy as np
 import pytest
 import torch
 
-from lipcert.losses import bottom_logit, emma_loss, gloro_loss, training_loss
+from lipcert.config import TrainConfig
+from lipcert.losses import bottom_logit, emma_loss, gloro_loss, trades_loss, training_loss
 
 FLOOR = 0.01
 
@@ -44,13 +48,30 @@ def emma_by_hand(z, y, k, radius, shares) -> float:
     return total / len(y)
 
 
+def extended(row, k, radius) -> list:
+    """The logits and the bottom logit."""
+    j = int(np.argmax(row))
+    return [*row, max(row[i] + radius * k[j, i] for i in range(len(row)) if i != j)]
+
+
 def gloro_by_hand(z, y, k, radius) -> float:
+    return sum(cross_entropy(extended(row, k, radius), label) for row, label in zip(z, y, strict=True)) / len(y)
+
+
+def trades_by_hand(z, y, k, radius, weight, divergence) -> float:
+    """Cross-entropy plus the whole sum of the divergence of two distributions over the classes and the bottom one."""
     total = 0.0
-    for b, label in enumerate(y):
-        j = int(np.argmax(z[b]))
-        bottom = max(z[b, i] + radius * k[j, i] for i in range(z.shape[1]) if i != j)
-        total += cross_entropy([*z[b], bottom], label)
+    for row, label in zip(z, y, strict=True):
+        p, q = [*softmax(row), 0.0], softmax(extended(row, k, radius))
+        inside = {"kl": lambda a, b: a * math.log(a / b), "ce": lambda a, b: -a * math.log(b)}[divergence]
+        distance = sum(inside(a, b) for a, b in zip(p, q, strict=True) if a > 0)
+        total += cross_entropy(row, label) + weight * distance
     return total / len(y)
+
+
+def softmax(row) -> list[float]:
+    powers = [math.exp(value - max(row)) for value in row]
+    return [power / sum(powers) for power in powers]
 
 
 def as_tensors(z, y, k):
@@ -68,6 +89,36 @@ def test_losses_equal_the_written_formulas(seed, classes):
         ones = np.ones_like(z)
         assert math.isclose(emma_loss(*given, dynamic=False).item(), emma_by_hand(z, y, k, radius, ones), rel_tol=1e-12)
         assert math.isclose(gloro_loss(*given).item(), gloro_by_hand(z, y, k, radius), rel_tol=1e-12)
+        for robust in itertools.product((0.0, 0.5, 20.0), ("kl", "ce")):
+            expected = trades_by_hand(z, y, k, radius, *robust)
+            assert math.isclose(trades_loss(*given, *robust).item(), expected, rel_tol=1e-11), robust
+
+
+@pytest.mark.parametrize("name", ["emma", "emma_fixed", "gloro", "trades_kl", "trades_ce"])
+def test_a_radius_may_be_a_tensor(name):
+    given = as_tensors(*problem(3, 4))
+    loss = training_loss(name)
+    assert torch.equal(loss(*given, torch.tensor(0.25)), loss(*given, 0.25))
+
+
+@pytest.mark.parametrize("name", get_args(TrainConfig.model_fields["loss"].annotation))
+def test_every_loss_of_the_settings_is_there_and_only_trades_has_a_weight(name):
+    z, y, k = problem(9, 5)
+    given, radius = as_tensors(z, y, k), 0.3
+    plain, light, heavy = (training_loss(name)(*given, radius, weight).item() for weight in (0.0, 1.0, 3.0))
+    assert training_loss(name)(*given, radius).item() == light
+    if name.startswith("trades"):
+        assert plain == pytest.approx(sum(map(cross_entropy, z, y)) / len(y))
+        assert heavy - plain == pytest.approx(3 * (light - plain)) and light > plain
+    else:
+        assert plain == light == heavy
+    if name == "cross_entropy":
+        assert light == training_loss(name)(given[0], given[1], 7 * given[2], 2.0).item()
+
+
+def test_unknown_divergences_are_refused():
+    with pytest.raises(ValueError, match="divergence='js': must be 'kl' or 'ce'"):
+        trades_loss(*as_tensors(*problem(1, 3)), 0.1, 1.0, "js")
 
 
 def differences(function, x, step=1e-6):
@@ -81,7 +132,7 @@ def differences(function, x, step=1e-6):
     return slope
 
 
-@pytest.mark.parametrize("name", ["emma", "emma_fixed", "gloro"])
+@pytest.mark.parametrize("name", ["emma", "emma_fixed", "gloro", "trades_kl", "trades_ce"])
 @pytest.mark.parametrize("classes", [2, 5])
 def test_gradients_equal_finite_differences(name, classes):
     z, y, k = problem(11, classes)
@@ -89,11 +140,13 @@ def test_gradients_equal_finite_differences(name, classes):
     shares = shares_by_hand(z, y, k, radius) if name == "emma" else np.ones_like(z)  # held fixed, as in the gradient
 
     def by_hand(z, k):
+        if name.startswith("trades"):
+            return trades_by_hand(z, y, k, radius, 1.75, name[-2:])
         return gloro_by_hand(z, y, k, radius) if name == "gloro" else emma_by_hand(z, y, k, radius, shares)
 
     logits, labels, margin = as_tensors(z, y, k)
     logits.requires_grad_(), margin.requires_grad_()
-    training_loss(name)(logits, labels, margin, radius).backward()
+    training_loss(name)(logits, labels, margin, radius, 1.75).backward()
     np.testing.assert_allclose(logits.grad.numpy(), differences(lambda v: by_hand(v, k), z), atol=1e-8)
     np.testing.assert_allclose(margin.grad.numpy(), differences(lambda v: by_hand(z, v), k), atol=1e-8)
     assert margin.grad.abs().max() > 1e-4, "the loss must train the Lipschitz constant too"
@@ -145,6 +198,74 @@ def test_bottom_logit_is_below_the_top_exactly_when_certified():
 def test_losses_do_not_write_into_their_arguments():
     z, y, k = as_tensors(*problem(7, 4))
     copies = z.clone(), k.clone()
-    for name in ("emma", "emma_fixed", "gloro"):
+    for name in ("emma", "emma_fixed", "gloro", "trades_kl", "trades_ce"):
         training_loss(name)(z, y, k, 0.2)
     assert torch.equal(z, copies[0]) and torch.equal(k, copies[1])
+
+
+# --- extremes ---------------------------------------------------------------------------------------------------------
+
+EXTREMES = {
+    "far apart": [[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]],
+    "all high": [[1e4, 1e4 - 1, 1e4 - 2], [1e4, 1e4 + 1, 1e4]],
+    "all low": [[-1e4, -1e4 - 1, -1e4 + 2], [-1e4, -1e4, -1e4 + 1]],
+    "ties": [[0.0, 0.0, 0.0], [5.0, 5.0, -3.0]],
+    "ties far out": [[1e4, 1e4, 1e4], [-1e4, -1e4, 1e4]],
+    "tiny": [[1e-30, 0.0, -1e-30], [0.0, 1e-38, 0.0]],
+}
+
+
+def exactly(name, z, y, k, radius, weight):
+    """The loss in fifty digits, by its definition."""
+    with mpmath.workdps(50):
+        total = mpmath.mpf(0)
+        for row, label in zip([[mpmath.mpf(v) for v in row] for row in z], y, strict=True):
+            powers = [mpmath.exp(v) for v in row]
+            bottom = extended(row, np.vectorize(mpmath.mpf)(k), mpmath.mpf(radius))[-1]
+            whole = sum(powers) + mpmath.exp(bottom)
+            if name.startswith("emma"):
+                pushes = [mpmath.mpf(radius) * mpmath.mpf(k[label, j]) for j in range(len(row))]
+                shares = [min(max((row[label] - v) / max(p, 1e-8), FLOOR), 1) for v, p in zip(row, pushes, strict=True)]
+                rhos = shares if name == "emma" else [1] * len(row)
+                moved = [v + r * p for v, r, p in zip(row, rhos, pushes, strict=True)]
+                total += mpmath.log(sum(map(mpmath.exp, moved))) - row[label]
+                continue
+            total += mpmath.log(whole if name == "gloro" else sum(powers)) - row[label]
+            if name.startswith("trades"):
+                p, q = [v / sum(powers) for v in powers], [v / whole for v in powers]
+                upper = p if name == "trades_kl" else [1] * len(p)
+                total += weight * sum(a * mpmath.log(b / c) for a, b, c in zip(p, upper, q, strict=True))
+        return float(total / len(y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["emma", "emma_fixed", "gloro", "trades_kl", "trades_ce"])
+@pytest.mark.parametrize("kind", EXTREMES)
+def test_extreme_logits_lose_no_more_than_rounding(name, kind, dtype):
+    z, labels = np.array(EXTREMES[kind]), [0, 0]
+    k = np.array([[0, 1.5, 1e3], [1.5, 0, 0.5], [1e3, 0.5, 0]])
+    logits = torch.tensor(z, dtype=dtype, requires_grad=True)
+    margin = torch.tensor(k, dtype=dtype, requires_grad=True)
+    loss = training_loss(name)(logits, torch.tensor(labels), margin, 0.25, 2.0)
+    loss.backward()
+    expected = exactly(name, z, labels, k, 0.25, 2.0)
+    scale = 1 + np.abs(z).max() + abs(expected)
+    assert loss.item() == pytest.approx(expected, rel=0, abs=30 * torch.finfo(dtype).eps * scale)
+    assert logits.grad.isfinite().all() and margin.grad.isfinite().all()
+
+
+def test_a_tie_for_the_first_place_is_never_counted_as_certified():
+    z = torch.tensor([[2.0, 2.0, 1.0], [0.0, 0.0, 0.0]])
+    for constant in (1.0, 1e-6, 0.0):  # 0: two classes with the same weights
+        k = constant * (torch.ones(3, 3) - torch.eye(3))
+        assert (bottom_logit(z, k, 0.5) >= z.amax(1)).all()
+
+
+def test_the_distance_of_trades_vanishes_only_where_everything_is_certified():
+    labels, k = torch.tensor([0]), torch.ones(3, 3, dtype=torch.float64) - torch.eye(3)
+    distances = []
+    for gap in (0.0, 1.0, 10.0, 30.0):
+        z = torch.tensor([[gap, 0.0, 0.0]], dtype=torch.float64)
+        loss = trades_loss(z, labels, k, 1.0)
+        distances.append(loss.item() - trades_loss(z, labels, k, 1.0, weight=0.0).item())
+    assert distances == sorted(distances, reverse=True) and 0 <= distances[-1] < 1e-12 and distances[0] > 0.6

@@ -12,8 +12,9 @@ from lipcert.config import TrainConfig, load_config
 from lipcert.paths import ROOT
 from lipcert.radius import Radius
 from lipcert.records import Record, write_record
-from lipcert.report import figures, labels, plane, published, schema, scoreboard, tables
-from lipcert.report.published import compare, load_published, presets
+from lipcert.report import figures, labels, names, plane, published, schema, scoreboard, tables
+from lipcert.report.published import compare, load_published
+from lipcert.study import load_study
 
 V1 = ROOT / "notebooks/params/published/liresnet-v1-cifar10.yaml"
 V1_ID = "liresnet-arxiv-v1_liresnet-l18w256_cifar10_l2_36-255_vra"
@@ -68,28 +69,13 @@ def test_a_damaged_published_number_is_refused_by_line(tmp_path: Path):
         load_published(tmp_path / "p.csv")
 
 
-def test_every_preset_names_known_rows_of_its_own_data():
-    rows = {row.id: row for row in load_published()}
-    assert len(presets()) == 3
-    for preset in presets():
-        assert preset.config.published
-        for name in preset.config.published:
-            assert (rows[name].dataset, rows[name].extra_data) == (preset.config.dataset, "none")
-
-
-@pytest.mark.parametrize(
-    ("name", "millions"),
-    [("liresnet-v1-cifar10", 16.94), ("liresnet-v1-cifar100", 16.99), ("liresnet-neurips-cifar10", 49.35)],
-)
-def test_presets_have_the_published_size(name: str, millions: float):
-    preset = next(p for p in presets() if p.path.stem == name)
-    assert published.preset_parameters(preset) / 1e6 == pytest.approx(millions, abs=0.01)
-
-
 def test_nothing_is_counted_without_records(results: Path):
     assert {c.status for c in compare([])} == {"not run"}
-    assert scoreboard.scoreboard().startswith("**0 of 4 published numbers re-measured**: no network")
+    count = len(compare([]))
+    assert scoreboard.scoreboard().startswith(f"**0 of {count} published numbers re-measured**: no network")
     assert "not run" in scoreboard.comparison_table() and "nan" not in scoreboard.comparison_table()
+    assert isinstance(figures.key_figure(), tables.Markdown)
+    assert f"{count} published numbers have a preset that was not run" in figures.key_figure_words()
 
 
 @pytest.mark.parametrize(
@@ -108,15 +94,20 @@ def test_seeds_are_averaged_and_their_spread_shown(results: Path):
     for seed, count in enumerate((6400, 6500, 6600)):
         write_record(make_record(load_config(V1, seed=seed), (count, 5000, 100)), results)
     assert "65.00\N{NO-BREAK SPACE}% (nominal), 3 seeds, 64.00 to 66.00" in scoreboard.comparison_table()
-    assert (
-        "1 of 4" in scoreboard.scoreboard() and "0 at or above the paper, 1 below, 3 not run" in scoreboard.scoreboard()
-    )
+    text, count = scoreboard.scoreboard(), len(compare([]))
+    assert f"1 of {count}" in text and f"0 at or above the paper, 1 below, {count - 1} not run" in text
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"config": {"depth": 17}}, {"config": {"loss": "emma"}}, {"record": {"nominal": (), "radii": ()}}],
-    ids=["network", "loss", "radius not measured"],
+    [
+        {"config": {"depth": 17}},
+        {"config": {"loss": "emma"}},
+        {"record": {"nominal": (), "radii": ()}},
+        {"config": {"generated": "c10.npz"}},
+        {"config": {"tail_depth": 8}},
+    ],
+    ids=["network", "loss", "radius not measured", "generated images", "dense layers at the end"],
 )
 def test_a_run_that_differs_is_not_comparable(changes: dict, monkeypatch: pytest.MonkeyPatch):
     record = make_record(load_config(V1, **changes.get("config", {})))
@@ -124,6 +115,15 @@ def test_a_run_that_differs_is_not_comparable(changes: dict, monkeypatch: pytest
         record = record.model_copy(update={"test": record.test.model_copy(update={"results": ()})})
     found = next(c for c in compare([record]) if c.row.id == V1_ID)
     assert (found.status, found.ours, found.others) == ("not comparable", (), (record,))
+
+
+def test_numbers_of_one_network_share_a_line_until_they_are_measured(results: Path):
+    assert "| 36/255, 72/255, 108/255, clean |  | 69.8, 56.3, 42.9, 81.0" in scoreboard.comparison_table()
+    plain = V1.with_name("liresnet-iclr-cifar10.yaml")
+    write_record(make_record(load_config(plain), (6980, 5600, 4290), clean=8100), results)
+    text = scoreboard.comparison_table().replace("\N{NO-BREAK SPACE}", " ")
+    assert "| 36/255 | 69.80 % (nominal), one run | 69.8 % (quoted by a third party) | +0.00 | reproduced |" in text
+    assert "| clean | 81.00 %, one run |" in text and "69.8, 56.3" not in text
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 0}, {"status": "stopped"}, {"split": "validation"}])
@@ -146,6 +146,33 @@ def test_differences_in_schedule_are_named():
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"depth": 18, "width": 256}, "LiResNet L18W256"),
+        ({"depth": 12, "width": 512, "tail_depth": 8}, "LiResNet L12W512, 8 dense"),
+        ({"family": "convnet"}, "ConvNet L6W32"),
+        ({"family": "resnet"}, "ResNet L6W32, conventional"),
+        ({"family": "resnet", "activation": "relu"}, "ResNet L6W32, conventional, ReLU"),
+        ({"family": "gloro", "depth": 2, "width": 16, "activation": "relu"}, "GloRo 2C2F"),
+        ({"family": "gloro", "depth": 4, "width": 32}, "GloRo 4C3F, MinMax"),
+        ({"family": "gloro", "depth": 6, "width": 16, "activation": "relu"}, "GloRo 6C2F, width 16"),
+    ],
+)
+def test_networks_have_one_name_each(settings: dict, name: str):
+    config = TrainConfig(epochs=1, **settings)
+    assert tables.network_name(config) == tables.network_name(make_record(config)) == name
+
+
+def test_every_family_data_set_and_loss_has_a_name():
+    from lipcert.data.registry import DATASETS
+    from lipcert.losses import _LOSSES
+    from lipcert.models import FAMILIES
+
+    assert set(names.FAMILIES) == set(FAMILIES) and set(names.LOSSES) == set(_LOSSES)
+    assert set(names.DATASETS) >= {*DATASETS, *(row.dataset for row in load_published())}
 
 
 def test_no_table_is_wider_than_six_columns(results: Path):
@@ -197,6 +224,20 @@ def test_rerun_names_the_file_of_the_settings(results: Path):
     assert "2.0 min on abacus, 2 threads. Expect a clean accuracy of 80.00 % and a VRA of 65.10 % at 36/255." in text
 
 
+def test_cells_of_a_study_share_one_command_and_stay_out_of_the_other_tables(results: Path):
+    cells = load_study(ROOT / "notebooks/params/study/architecture-loss-cifar10.yaml").cells[:3]
+    for number, cell in enumerate(cells):
+        write_record(make_record(cell, (5000 + number, 2000, 100), epochs=4), results)
+    again = make_record(cells[0].model_copy(update={"seed": 7}), (4000, 2000, 100), epochs=4)
+    write_record(again, results)
+    text = tables.rerun()
+    assert text.count("lipcert study notebooks/params/study/architecture-loss-cifar10.yaml\n") == 1
+    assert "Expect 3 runs with a VRA of 50.00 % to 50.02 % at 36/255" in text
+    assert "architecture-loss-cifar10.yaml seed=7\n" in text
+    assert tables.study_records() == [] and len(tables.all_results()) == 4
+    assert tables.provenance_table().count("| `cifar10-") == 4
+
+
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
@@ -213,7 +254,7 @@ def test_vra_figure_draws_what_the_record_counts(results: Path):
 def test_figures_follow_the_page_and_keep_to_themselves(results: Path):
     write_record(make_record(load_config(V1)), results)
     figure = figures.key_figure()
-    assert figure.csv.count("\n") == 5 and "reproduced" in figure.csv and "ours 65.10" in figure.alt
+    assert figure.csv.count("\n") == 2 and "reproduced" in figure.csv and "ours 65.10" in figure.alt
     html = figure._repr_html_()
     assert figures.INK not in html and "currentColor" in html and "<style" not in html
     assert 'role="img"' in html and "aria-label=" in html and "http://www.w3.org/2000/svg" in html
@@ -223,6 +264,7 @@ def test_figures_follow_the_page_and_keep_to_themselves(results: Path):
 
 
 def test_a_saved_figure_stands_alone(results: Path, tmp_path: Path):
+    write_record(make_record(load_config(V1)), results)
     text = figures.key_figure().save(tmp_path / "key.svg").read_text()
     assert text.startswith("<svg") and "<title>" in text and "prefers-color-scheme:dark" in text
 

@@ -26,9 +26,9 @@ def block(*layers: nn.Module) -> Residual:
     return Residual(nn.Sequential(*layers))
 
 
-def _factor(generator: torch.Generator) -> float:
-    """1/8 to 2."""
-    return 2.0 ** float(torch.randint(-3, 2, (), generator=generator))
+def _factor(generator: torch.Generator, least: int = -3) -> float:
+    """A power of two, 2**least to 2."""
+    return 2.0 ** float(torch.randint(least, 2, (), generator=generator))
 
 
 def _sorting(x_F: Tensor, generator: torch.Generator, activation: Activation) -> Residual:
@@ -39,9 +39,9 @@ def _sorting(x_F: Tensor, generator: torch.Generator, activation: Activation) ->
 
 
 def _nested(x_F: Tensor, generator: torch.Generator, activation: Activation) -> Residual:
-    """c x (1 + c') by a block inside of the branch."""
+    """c (1 + c') x by a block inside of the branch."""
     inner = _sorting(x_F, generator, activation)
-    return block(inner, frozen(_factor(generator) * torch.eye(len(x_F))))
+    return block(inner, frozen(_factor(generator, 0) * torch.eye(len(x_F))))
 
 
 def _dense(features: int, generator: torch.Generator, top_F: Tensor) -> Residual:

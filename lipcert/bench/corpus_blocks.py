@@ -14,6 +14,7 @@ from lipcert.bench.edge import frozen
 from lipcert.bench.verdict import Case
 from lipcert.layers import Residual
 
+OVERWRITTEN = "an in-place layer overwrites the skip, and x + relu(x) becomes 2 relu(x)"
 BROADCAST = "torch adds up shapes that do not fit by broadcasting"
 
 
@@ -64,6 +65,14 @@ def _broadcast() -> Case:
     return along(nn.Sequential(nn.Flatten(), start, head).eval(), grey(), (-1.0, -1.0))
 
 
+def _in_place(*before: nn.Module) -> Case:
+    """At x = -1/4 the block gives 0 and the class is 0; x + relu(x) would be -1/4, where the class is 1."""
+    start = frozen(torch.eye(1), torch.tensor([-0.75]))
+    head = frozen(torch.tensor([[1.0], [-1.0], [3.0]]), torch.tensor([0.0, -0.0625, -0.125]))
+    model = nn.Sequential(nn.Flatten(), start, block(*before, nn.ReLU(inplace=True)), head).eval()
+    return Case(model, grey((1, 1, 1)), ((0, torch.full((1, 1, 1), 0.8)),))
+
+
 def _dropping() -> Case:
     model = pair(block(nn.Dropout(0.5), frozen(4 * torch.eye(2))))
     model[2].branch[0].train()
@@ -87,5 +96,9 @@ ENTRIES = [
     _entry("output hook on a branch", HIDDEN, lambda: _hooked(before=False)),
     _entry("replaced forward of a branch", HIDDEN, _replaced),
     entry("residual blocks", "a branch of one feature for two", BROADCAST, _broadcast),
+    entry("residual blocks", "in-place ReLU as a branch", OVERWRITTEN, _in_place),
+    entry(
+        "residual blocks", "in-place ReLU behind a view", OVERWRITTEN, lambda: _in_place(nn.Identity(), nn.Flatten())
+    ),
     entry("residual blocks", "dropout left on in a branch", HIDDEN, _dropping),
 ]

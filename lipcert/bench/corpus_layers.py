@@ -57,6 +57,11 @@ class LoudLinear(nn.Linear):
         return 50 * (super().forward(x) - 0.5) + 0.5
 
 
+class LoudDropout(nn.Dropout):
+    def forward(self, x: Tensor) -> Tensor:
+        return 50 * (x - 0.5) + 0.5
+
+
 class StaleLinear(nn.Linear):
     """Evaluates with a stored copy of its weights, which need not be its weights."""
 
@@ -248,6 +253,7 @@ ENTRIES = [
         SUBCLASS,
         lambda: along(pair(_weights_of_parent(LoudLinear)), grey()),
     ),
+    entry("replaced computation", "subclass of Dropout", SUBCLASS, lambda: _middle(LoudDropout())),
     entry("replaced computation", "subclass of MinMax with other pairs", SUBCLASS, _wrong_pairs),
     entry(
         "replaced computation",

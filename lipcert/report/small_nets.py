@@ -5,6 +5,7 @@ conventional: residual blocks x + W2 act(W1 x). Every network ends with a dense 
 Shape letters: B points, N inputs, F features, K classes.
 """
 
+import copy
 import functools
 from collections.abc import Callable
 from fractions import Fraction
@@ -115,6 +116,6 @@ def proven(chain: nn.Sequential) -> float:
 
 def estimated(chain: nn.Sequential, steps: int, seed: int = 0) -> float:
     """That product from the power method, cold start, in float64."""
-    double = nn.Sequential(*chain).double()
+    double = copy.deepcopy(chain).double().requires_grad_(False)
     value = product_over_layers(double, lambda layer: float(norm_estimate(layer, (layer.in_features,), steps, seed)))
     return float(value)
