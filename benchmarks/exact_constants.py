@@ -1,7 +1,7 @@
 """Goal `exact-constants`: networks of two and three layers whose constant is known, beside every way of judging it.
 
 `python -m benchmarks.exact_constants` trains the networks (seconds each), encloses their constants by all their linear
-regions, and writes the record `exact-constants`; the book's page on residual bounds reads it. About half an hour on one
+regions, and writes the record `exact-constants`; the book's page on residual bounds reads it. About ten minutes on one
 core.
 """
 

@@ -3,7 +3,7 @@
 `python -m benchmarks.tightness_by_depth RUN ...` takes ids of runs (or names or files of networks), searches the
 backbone of each, all layers up to the head, for the pair of points that it moves apart most, and divides by the proven
 bound of that backbone: the comparison that the authors of LiResNet made for two networks. A network of six layers and
-64 channels on CIFAR-10 takes some minutes on two cores.
+64 channels on CIFAR-10 takes about a minute of one core.
 """
 
 import argparse

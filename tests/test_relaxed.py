@@ -14,18 +14,11 @@ from torch import nn
 from lipcert.certify import certified_correct, certify, vra
 from lipcert.chain import NotCertifiable, chain_bounds
 from lipcert.data import load_dataset, to_unit
+from lipcert.margins import ABSTAIN
 from lipcert.models import load_network
 from lipcert.paths import RESULTS
 from lipcert.radius import Radius
-from lipcert.relaxed import (
-    ABSTAIN,
-    SetCertificates,
-    certify_affinity,
-    certify_top_k,
-    relaxed_correct,
-    relaxed_vra,
-    set_radii,
-)
+from lipcert.relaxed import SetCertificates, certify_affinity, certify_top_k, relaxed_correct, relaxed_vra, set_radii
 
 ALL_CLAIMS = (*((g, "float64") for g in CLAIMS), ("real", "float32"), ("executed", "float32"))
 

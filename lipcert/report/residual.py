@@ -129,6 +129,19 @@ def decomposition_table() -> Markdown:
     return table(head, rows, right=(1, 2, 3, 4, 5))
 
 
+def decomposition_words() -> Markdown:
+    """The deepest chains in words."""
+    chosen = [n for n in nets() if n.data == "arms" and n.family == "conventional"]
+    if not chosen:
+        return ABSENT
+    deepest, parts = max(n.blocks for n in chosen), []
+    for weights, name in _WEIGHTS.items():
+        group = [_factors(n) for n in chosen if (n.weights, n.blocks) == (weights, deepest)]
+        over, total, within, _ = (median(values) for values in zip(*group, strict=True))
+        parts.append(f"{total:.2f} by the sum of skip and branch, {over:.2f} and {within:.2f} by the products ({name})")
+    return Markdown(f"At {deepest} blocks the bound is multiplied {'; '.join(parts)}.")
+
+
 def _factors(n: Net) -> tuple[float, float, float, float]:
     """Blocks taken one by one; 1 + Lip(g) for each; norms multiplied inside of g; all of it."""
     return (
