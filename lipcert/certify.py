@@ -77,7 +77,7 @@ def certify(
 
     Args:
         model: a `Network`, a chain from `load`, or an `nn.Sequential` (nested ones too) of nn.Conv2d, nn.Linear,
-            nn.ReLU, nn.Flatten, nn.ZeroPad2d, nn.Identity, nn.Dropout, MinMax and Shift whose last layer is an
+            nn.ReLU, nn.Flatten, nn.ZeroPad2d, nn.Identity, nn.Dropout, MinMax, Shift and Residual whose last is an
             nn.Linear; in evaluation mode.
         images_BCHW: (B, C, H, W) with pixels in [0, 1]; at least one image. Best in float64: k/255 in float32 is
             another image, 1e-6 away.

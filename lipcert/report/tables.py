@@ -94,7 +94,8 @@ def bounds_words(record: Record) -> Markdown:
     if b is None:
         return Markdown("")
     layers = [x for x in b.layers if x.method != "1-Lipschitz"]
-    wide = max(layers, key=lambda x: x.upper / x.lower)
+    # Of a residual block only 1 - branch is known from below, which may be nothing.
+    wide = max((x for x in layers if x.lower > 0 and x.kind != "Residual"), key=lambda x: x.upper / x.lower)
     low = [x for x in layers if x.estimate < x.lower]
     verdict = (
         f"In {len(low)} of {len(layers)} layers the estimate lies below the proven lower end, so it is too small."
