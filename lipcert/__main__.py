@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     publish.add_argument("id", help="id or its unique beginning")
     publish.add_argument("--model", metavar="NAME", help="ship the network, too, as results/models/NAME")
+    publish.add_argument("--brief", action="store_true", help="leave the per-image radii out")
     publish.set_defaults(run=_runs_publish)
 
     again = runs.add_parser("certify", help="certify a finished run again, in every guarantee and arithmetic")
@@ -228,7 +229,7 @@ def _runs_show(options: argparse.Namespace) -> int:
 def _runs_publish(options: argparse.Namespace) -> int:
     from lipcert.records import publish
 
-    print(publish(options.id, options.model))
+    print(publish(options.id, options.model, options.brief))
     return 0
 
 

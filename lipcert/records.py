@@ -287,12 +287,13 @@ def find_record(run: str) -> tuple[Record, Path]:
     raise RecordError(f"no run {run!r}; there are: {', '.join(known) or 'none'}")
 
 
-def publish(run: str, model: str | None = None) -> Path:
+def publish(run: str, model: str | None = None, brief: bool = False) -> Path:
     """Copy one of your runs, with curve and per-image radii, to `results/`, where the study's tables come from.
 
     Args:
         run: id or its unique beginning.
         model: also ship the network, as `results/models/<model>`; for small networks only.
+        brief: leave the per-image radii out (half a megabyte for 10,000 images); counts at every radius stay.
 
     Raises:
         RecordError: unknown run, one that did not finish, one measured on a validation split, or one whose code was
@@ -312,7 +313,8 @@ def publish(run: str, model: str | None = None) -> Path:
     for part in (record.provenance, record.test.certified):
         if part is not None and part.dirty is not False:
             raise RecordError(f"run {record.id} has dirty={part.dirty}: commit the code, run again, then publish")
-    for name in (record.training.curve, record.test.radii):
+    radii = None if brief else record.test.radii
+    for name in (record.training.curve, radii):
         if name:
             target = results_dir() / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -329,6 +331,6 @@ def publish(run: str, model: str | None = None) -> Path:
         shutil.copyfile(source.with_suffix(".json"), target.with_suffix(".json"))
     kept = {
         "model": record.model.model_copy(update={"file": shipped}),
-        "test": record.test.model_copy(update={"bundle": bundle}),
+        "test": record.test.model_copy(update={"bundle": bundle, "radii": radii}),
     }
     return write_record(record.model_copy(update=kept), results_dir())

@@ -133,6 +133,13 @@ def test_publish_copies_record_curve_and_radii(mine):
     assert publish(record.id) == path
 
 
+def test_brief_publication_leaves_the_radii_out(mine):
+    record = read_record(mine)
+    published = read_record(publish(record.id, brief=True))
+    assert published.test.radii is None and published.test.results == record.test.results
+    assert not (results_dir() / "radii").exists() and (results_dir() / record.training.curve).exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
