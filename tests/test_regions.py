@@ -192,6 +192,7 @@ def test_contradictions_are_proven_exactly_or_not_at_all():
     assert polyhedra._refuted(((1, 0), (-1, 0)), np.array([0.5, 0.5]))  # x > 0 and -x > 0
     assert polyhedra._refuted(((1, -1), (-1, 1)), np.array([0.5, 0.5]))  # x > 1 and x < 1
     assert not polyhedra._refuted(((1, 0), (-1, 1)), np.array([0.5, 0.5]))  # 0 < x < 1
+    assert not polyhedra._refuted(((1, 0), (2, 1)), np.array([0.5, 0.5]))  # x > 0: weights of both signs prove nothing
     assert not polyhedra._refuted(((10**9, 0), (-(10**9), 1)), np.array([0.5, 0.5]))  # 0 < x < 1e-9
     assert not polyhedra._refuted(((1, 0, 0), (0, 1, 0)), np.array([0.5, 0.5]))
     assert polyhedra._refuted(((1, 0, 0), (0, 1, 0), (-1, -1, 0)), np.array([1.0, 1.0, 1.0]))
