@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from lipcert.families import FAMILIES, OPTIONAL
 from lipcert.radius import Radius
 from lipcert.schedules import schedule
 
@@ -52,7 +53,7 @@ class Settings(BaseModel):
 class Architecture(Settings):
     """What a network is, apart from the images it takes: shared by `ModelConfig` and `TrainConfig`."""
 
-    family: Literal["liresnet", "resnet", "convnet", "gloro"] = Field("liresnet", description="network family")
+    family: Literal[tuple(FAMILIES)] = Field("liresnet", description="network family")
     depth: int = Field(6, ge=1, le=1000, description="blocks; gloro: convolutions, of a published network")
     width: int = Field(32, ge=2, le=8192, multiple_of=2, description="channels of the blocks, or of the first stage")
     activation: Literal["minmax", "relu"] = Field("minmax", description="non-linearity")
@@ -71,17 +72,13 @@ class Architecture(Settings):
 
     @model_validator(mode="after")
     def _of_the_family(self) -> "Architecture":
-        for key, families in _ONLY.items():
+        for key in OPTIONAL:
             value, default = getattr(self, key), Architecture.model_fields[key].default
-            if value != default and self.family not in families:
-                raise ValueError(
-                    f"{key}={value!r} with family {self.family!r}: of {', '.join(families)} only; leave it out"
-                )
+            if value != default and key not in FAMILIES[self.family].settings:
+                families = [name for name, family in FAMILIES.items() if key in family.settings]
+                only = f"of {', '.join(families)} only; leave it out"
+                raise ValueError(f"{key}={value!r} with family {self.family!r}: {only}")
         return self
-
-
-# Settings that only some families have.
-_ONLY = {"centering": ("liresnet",), "tail_depth": ("liresnet", "resnet", "convnet"), "init": ("gloro",)}
 
 
 class ModelConfig(Architecture):

@@ -132,7 +132,7 @@ class Recertified:
 
 def recertify(request: Request) -> Recertified:
     """Certify; writes one row per image to `results/local/certified/` and, for a proof, a certificate bundle to
-    `results/local/certificates/<network>/`.
+    `results/local/certificates/`, both named after network, weights, data set and range of images.
 
     Raises:
         FileNotFoundError, ValueError: unknown or damaged network, or a missing data set.
@@ -152,7 +152,8 @@ def recertify(request: Request) -> Recertified:
     radii = request.radii or (chain.card["radius"],)
     bundle = None
     if has_bundle(request.guarantee, request.arithmetic) and data.name in CHECKABLE:
-        bundle = local_dir() / "certificates" / named.stem
+        # Not the place of a run's own bundle, which has all images.
+        bundle = local_dir() / "certificates" / path.stem
         write_bundle(bundle, chain, certificates, Images.of(data, split), radii)
     return Recertified(request, chain, certificates, images_NCHW, split.labels_N, radii, seconds, path, bundle)
 

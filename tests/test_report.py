@@ -323,7 +323,7 @@ def test_csv_columns_are_explained_as_they_are_written():
 
 
 def test_results_readme_is_current():
-    assert schema.readme() in (ROOT / "results/README.md").read_text()
+    assert schema.readme() in (ROOT / "results/README.md").read_text(), "run `lipcert readme`"
 
 
 def test_report_needs_neither_torch_nor_plotting():

@@ -1,19 +1,13 @@
-"""Network families: one file each and one line in `FAMILIES`."""
+"""Network families: one file each, named as in `lipcert.families`, with one function of that name."""
 
+from importlib import import_module
+
+from lipcert import families
 from lipcert.config import ModelConfig
-from lipcert.models.convnet import convnet
-from lipcert.models.gloro import gloro
-from lipcert.models.liresnet import liresnet
 from lipcert.models.network import Network
-from lipcert.models.resnet import resnet
 from lipcert.models.stored import load, load_network, open_network, save_network
 
-FAMILIES = {
-    "liresnet": liresnet,
-    "resnet": resnet,
-    "convnet": convnet,
-    "gloro": gloro,
-}
+FAMILIES = {name: getattr(import_module(f"lipcert.models.{name}"), name) for name in families.FAMILIES}
 
 
 def build_model(config: ModelConfig) -> Network:

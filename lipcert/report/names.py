@@ -1,5 +1,6 @@
 """What readers call networks, data sets and losses: the one place where settings become names."""
 
+from lipcert import families
 from lipcert.config import Architecture
 from lipcert.records import Record
 
@@ -8,7 +9,7 @@ DATASETS = {
     "fashion_mnist": "Fashion-MNIST", "tiny_imagenet": "Tiny-ImageNet", "imagenet": "ImageNet",
     "imagenet64": "ImageNet 64x64",
 }  # fmt: skip
-FAMILIES = {"liresnet": "LiResNet", "resnet": "ResNet", "convnet": "ConvNet", "gloro": "GloRo"}
+FAMILIES = {name: family.title for name, family in families.FAMILIES.items()}
 LOSSES = {
     "emma": "EMMA", "emma_fixed": "EMMA at fixed radius", "gloro": "GloRo", "trades_kl": "TRADES-KL",
     "trades_ce": "TRADES-CE", "cross_entropy": "cross-entropy",
