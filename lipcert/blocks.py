@@ -19,7 +19,7 @@ _CENTRE_MOMENTUM = 0.1  # of the running mean, as in the code of arXiv 2310.0251
 
 
 class LinearResidualStack(Map):
-    """`depth` linear residual blocks: x <- act(x + s gamma_l (V_l * x) + b_l).
+    """`depth` linear residual blocks: x <- act(x + depth^(-1/2) gamma_l (V_l * x) + b_l).
 
     The identity is folded into one kernel per block, K_l = Id + depth^(-1/2) gamma_l V_l, so that a block is one
     convolution and its Lipschitz constant is the norm of one linear map: no triangle inequality over skip and branch,
@@ -114,17 +114,19 @@ class ConvStack(Map):
 class ResidualStack(Map):
     """`depth` conventional residual blocks: x <- act(x + s_l (W_l2 * act(W_l1 * x + b_l1) + b_l2)).
 
-    s_l is a learnt scalar that starts at 0. With a non-linear branch all that is known in general is the triangle
-    inequality, so a block counts 1 + |s_l| |W_l1| |W_l2| (the baseline in the code of arXiv 2301.12549).
+    s_l is a learnt scalar that starts at scale depth^(-1/2), 0 in the baseline of the code of arXiv 2301.12549. With a
+    non-linear branch all that is known in general is the triangle inequality: a block counts 1 + |s_l| |W_l1| |W_l2|.
+    A loss that pays for that constant pays for every branch at full slope, however small s_l is: from 0, training may
+    never open a branch.
     """
 
-    def __init__(self, depth: int, width: int, input_size: int, activation: str = "minmax"):
+    def __init__(self, depth: int, width: int, input_size: int, activation: str = "minmax", scale: float = 0.0):
         super().__init__()
         self.depth = depth
         self.first_LOIhw = nn.Parameter(_orthogonal_kernels(depth, width))
         self.second_LOIhw = nn.Parameter(_orthogonal_kernels(depth, width))
         self.bias_2LO = nn.Parameter(torch.zeros(2, depth, width))
-        self.scale_L = nn.Parameter(torch.zeros(depth))
+        self.scale_L = nn.Parameter(torch.full((depth,), scale / math.sqrt(depth)))
         self.register_buffer("iterate", start_vector(1, 2 * depth * width, input_size, input_size, groups=2 * depth))
         self.activation = ACTIVATIONS[activation]()
 

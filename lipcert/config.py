@@ -68,6 +68,9 @@ class Architecture(Settings):
     )
     centering: bool = Field(False, description="subtract batch means in the blocks of a liresnet (generation 3)")
     tail_depth: int = Field(0, ge=0, le=1000, description="orthogonal residual dense layers after the neck")
+    branch_scale: float = Field(
+        0.0, ge=0, le=10, description="initial scale of a resnet's branches, times depth^(-1/2); 0 as in the reference"
+    )
     init: Literal["orthogonal", "glorot"] = Field("orthogonal", description="initial weights of a gloro network")
 
     @model_validator(mode="after")
@@ -190,8 +193,8 @@ class TrainConfig(Architecture):
 
 # Settings younger than the first published runs: hashed only where they are used, so that those runs keep their ids.
 _LATER = (
-    "activation", "centering", "tail_depth", "init", "generated", "generated_ratio", "robust_weight", "plain_share",
-    "radius_schedule", "augmentation",
+    "activation", "centering", "tail_depth", "branch_scale", "init", "generated", "generated_ratio", "robust_weight",
+    "plain_share", "radius_schedule", "augmentation",
 )  # fmt: skip
 
 _LIMITS = {

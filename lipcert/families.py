@@ -17,10 +17,10 @@ _TRUNK = ("neck", "stem", "tail_depth")  # of every family around `lipcert.model
 
 FAMILIES = {
     "liresnet": Family("LiResNet", (*_TRUNK, "centering")),
-    "resnet": Family("ResNet", _TRUNK),
+    "resnet": Family("ResNet", (*_TRUNK, "branch_scale")),
     "convnet": Family("ConvNet", _TRUNK),
     "gloro": Family("GloRo", ("init",)),
 }
 
 # Settings that not every family has; a family without one refuses other values than the default.
-OPTIONAL = (*_TRUNK, "centering", "init")
+OPTIONAL = (*_TRUNK, "centering", "branch_scale", "init")

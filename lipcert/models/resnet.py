@@ -8,4 +8,8 @@ from lipcert.models.trunk import trunk
 
 def resnet(config: ModelConfig) -> Network:
     """`depth` blocks of two convolutions each; see `trunk` for the rest and for what raises."""
-    return trunk(config, lambda size: ResidualStack(config.depth, config.width, size, config.activation))
+
+    def stack(size: int) -> ResidualStack:
+        return ResidualStack(config.depth, config.width, size, config.activation, config.branch_scale)
+
+    return trunk(config, stack)
