@@ -23,8 +23,9 @@ class LinearResidualStack(Map):
 
     The identity is folded into one kernel per block, K_l = Id + depth^(-1/2) gamma_l V_l, so that a block is one
     convolution and its Lipschitz constant is the norm of one linear map: no triangle inequality over skip and branch,
-    hence tight at any depth (arXiv 2301.12549, section 4). gamma_l is a learnt scale per output channel and V starts
-    at N(0, 1) / (9 width), so the network starts near the identity and needs no normalisation layers.
+    so a block's bound loses nothing; the product over blocks may still exceed the network's constant (arXiv
+    2301.12549). gamma_l is a learnt scale per output channel and V starts at N(0, 1) / (9 width), so the network starts
+    near the identity and needs no normalisation layers.
 
     centering: in training mode, subtract from every channel of the branch's output its mean over the batch and the
         image; in evaluation mode the running mean of it. A constant shift, so the bound does not change (code of arXiv

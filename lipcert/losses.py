@@ -19,7 +19,8 @@ _TINY = 1e-8
 def emma_loss(
     logits_BK: Tensor, labels_B: Tensor, margin_lipschitz_KK: Tensor, radius: float | Tensor, dynamic: bool = True
 ) -> Tensor:
-    """EMMA: efficient margin maximisation over all classes at once (arXiv 2301.12549, section 5).
+    """EMMA: efficient margin maximisation over all classes at once (arXiv 2301.12549; share and floor as in the code of
+    arXiv 2310.02513).
 
     Every wrong class j is pushed up by rho_j radius K_yj before the cross-entropy. `dynamic` takes for rho_j the share
     of the radius at which class j still cannot overtake the label, (z_y - z_j) / (radius K_yj), clipped to [0.01, 1]
@@ -27,7 +28,7 @@ def emma_loss(
 
     Args:
         logits_BK: (B, K). labels_B: (B,) int64. margin_lipschitz_KK: (K, K), non-negative.
-        radius: training radius, > 0, in the units of the input.
+        radius: training radius, >= 0, in the units of the input; at 0 the loss is cross-entropy.
 
     Returns:
         Scalar mean over the batch.

@@ -1,4 +1,6 @@
-"""LiResNet: a trunk of linear residual blocks, whose bound is tight at any depth (arXiv 2301.12549, 2310.02513)."""
+"""LiResNet: a trunk of linear residual blocks, one linear map each, so that no block's bound loses anything
+(arXiv 2301.12549, 2310.02513).
+"""
 
 from lipcert.blocks import LinearResidualStack
 from lipcert.config import ModelConfig

@@ -261,10 +261,11 @@ def training_curve_words(record: Record) -> Markdown:
     top = max(rows, key=lambda row: row["train_vra_estimated"])
     last = rows[-1]
     share = 100 * top["images"] / last["images"]
+    begin, end = (f"{row['radius_train']:.3f}" for row in (rows[0], last))
+    radius = f"is {end} throughout" if begin == end else f"goes from {begin} to {end}"
     return Markdown(
-        f"The training radius grows from {rows[0]['radius_train']:.3f} to {last['radius_train']:.3f}. The estimated "
-        f"VRA at that radius peaks after {share:.0f} % of the run at {100 * top['train_vra_estimated']:.1f} % and ends "
-        f"at {100 * last['train_vra_estimated']:.1f} %, accuracy ends at {100 * last['train_accuracy']:.1f} %. "
-        f"The estimated constant of the backbone goes from {rows[0]['lipschitz_estimate']:.3g} to "
-        f"{last['lipschitz_estimate']:.3g}."
+        f"The training radius {radius}. The estimated VRA at that radius peaks after {share:.0f} % of the run at "
+        f"{100 * top['train_vra_estimated']:.1f} % and ends at {100 * last['train_vra_estimated']:.1f} %, accuracy "
+        f"ends at {100 * last['train_accuracy']:.1f} %. The estimated constant of the backbone goes from "
+        f"{rows[0]['lipschitz_estimate']:.3g} to {last['lipschitz_estimate']:.3g}."
     )
