@@ -42,14 +42,14 @@ class Facts(NamedTuple):
 def facts(name: str, card: dict) -> Facts:
     """From its card, and from the record of its run where there is one."""
     run = card.get("run") or name
+    family, depth, width = (str(card.get(key, "unknown")) for key in ("family", "depth", "width"))
     try:
         config = find_record(run)[0].config
         loss, seed = config.loss, str(config.seed)
+        family += ", open" if config.branch_scale else ""
     except RecordError:
         loss, seed = "unknown", "unknown"
-    return Facts(
-        run, card["dataset"], *(str(card.get(key, "unknown")) for key in ("family", "depth", "width")), loss, seed
-    )
+    return Facts(run, card["dataset"], family, depth, width, loss, seed)
 
 
 def row(name: str, starts: int, rounds: int, effort: str, device: str) -> tuple[str, ...]:
@@ -62,7 +62,8 @@ def row(name: str, starts: int, rounds: int, effort: str, device: str) -> tuple[
     backbone = nn.Sequential(*list(chain)[:-1]).to(device)
     images_BCHW = to_unit(data.train.images_NCHW[:starts], data.scale)
     found = pair_search(backbone, images_BCHW, rounds)
-    numbers = (found.near, found.far, found.best, bounds.estimate, bounds.upper, found.best / bounds.upper)
+    branches = math.prod(layer.enclosure.upper for layer in bounds.layers if layer.kind == "Residual")
+    numbers = (found.near, found.far, found.best, bounds.estimate, bounds.upper, found.best / bounds.upper, branches)
     line = (*facts(name, card), *(f"{v:.6g}" for v in numbers), f"{time.monotonic() - start:.0f}")
     print(dict(zip(COLUMNS, line, strict=True)), flush=True)
     return line
