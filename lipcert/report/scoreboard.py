@@ -154,6 +154,18 @@ def size_table(beginning: str = "") -> Markdown:
     return table(("network", "neck", "recipes", "parameters here", "published"), rows, right=(2, 3, 4))
 
 
+def size_words(beginning: str = "") -> Markdown:
+    """How many published sizes come out, in one sentence; arguments as for `size_table`."""
+    published = {row.id: row for row in load_published()}
+    shown = [preset for preset in presets() if preset.path.stem.startswith(beginning)]
+    sizes = [_size(preset_parameters(preset), published_millions(preset, published)) for preset in shown]
+    differ, silent = (sum(word in size for size in sizes) for word in ("differs", "not stated"))
+    return Markdown(
+        f"Of {len(sizes)} presets the published size comes out for {len(sizes) - differ - silent}; it differs for "
+        f"{differ or 'none'} and is not stated for {silent or 'none'}."
+    )
+
+
 def _size(counted: int, millions: float | None) -> str:
     """A published size, marked where it is another network's: sizes are printed to two or three figures."""
     if millions is None:
