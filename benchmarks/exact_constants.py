@@ -22,7 +22,7 @@ from lipcert.regions import lipschitz_by_regions
 from lipcert.report.checks import measuring
 from lipcert.report.small_nets import (
     ACTIVATIONS,
-    FAMILIES,
+    KINDS,
     WEIGHTS,
     arms,
     estimated,
@@ -57,7 +57,7 @@ class Case(NamedTuple):
 def cases(seeds: int) -> Iterator[Case]:
     """Networks of two and three layers on digits, then chains of blocks in the plane."""
     for activation in ACTIVATIONS:
-        for family in FAMILIES:
+        for family in KINDS:
             for blocks in (1, 2):
                 for weights in WEIGHTS:
                     for seed in range(seeds):
@@ -141,7 +141,7 @@ def measure(seeds: int) -> None:
                 for n in nets
                 if (n["data"], n["family"], n["weights"]) == ("digits", family, weights)
             )
-            for family in FAMILIES
+            for family in KINDS
             for weights in WEIGHTS
         }
         recall = [p / u for p, u in zip(number["patient search"], number["at most"], strict=True)]

@@ -130,7 +130,10 @@ def list_study(study: "Study") -> int:
         where = "published" if run in published else "yours" if run in own else "missing"
         record = published.get(run) or own.get(run)
         missing += record is None
-        print(f"{where:<10}{run:<60}{_figures(record) if record else ''}".rstrip())
+        figures = _figures(record) if record else ""
+        if where == "yours" and (reason := record.not_committed()):
+            figures += f"; {reason}"
+        print(f"{where:<10}{run:<60}{figures}".rstrip())
     print(f"{len(study.cells) - missing} of {len(study.cells)} runs of {study.name} are there")
     return 1 if missing else 0
 

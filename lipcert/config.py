@@ -186,6 +186,11 @@ class TrainConfig(Architecture):
         size = f"{self.family}-L{self.depth}W{self.width}"  # the published GloRo nets are L2W16, L4W32, L6W32, L8W64
         return f"{data}-{size}-{self.loss}-s{self.seed}-{self.digest()}"
 
+    def model(self, channels: int, size: int, classes: int) -> ModelConfig:
+        """The network this run trains on square images of `size` pixels a side."""
+        architecture = self.model_dump(include=set(Architecture.model_fields))
+        return ModelConfig(**architecture, channels=channels, input_size=size, classes=classes)
+
     def with_steps(self, steps: int) -> "TrainConfig":
         """The same run with its length pinned to `steps`."""
         return self.model_copy(update={"steps": steps, "epochs": None, "minutes": None})

@@ -132,7 +132,8 @@ class Recertified:
 
 def recertify(request: Request) -> Recertified:
     """Certify; writes one row per image to `results/local/certified/` and, for a proof, a certificate bundle to
-    `results/local/certificates/`, both named after network, weights, data set and range of images.
+    `results/local/certificates/`, both named after network, weights, data set, range of images, guarantee, arithmetic
+    and effort.
 
     Raises:
         FileNotFoundError, ValueError: unknown or damaged network, or a missing data set.
@@ -147,7 +148,9 @@ def recertify(request: Request) -> Recertified:
     )
     seconds = time.monotonic() - began
     fingerprint = tensors_sha256(chain.state_dict())[:8]
-    path = local_dir() / "certified" / f"{named.stem}-{fingerprint}-{name}-{request.start}-{len(split)}.csv"
+    which = f"{name}-{request.start}-{len(split)}"
+    how = f"{request.guarantee}-{request.arithmetic}-{request.effort}"
+    path = local_dir() / "certified" / f"{named.stem}-{fingerprint}-{which}-{how}.csv"
     write_radii(path, certificates, split)
     radii = request.radii or (chain.card["radius"],)
     bundle = None

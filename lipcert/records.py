@@ -205,6 +205,13 @@ class Record(_Part):
         """Clean accuracy as a fraction; NaN where it was not measured."""
         return self.test.clean / self.test.images if self.test else math.nan
 
+    def not_committed(self) -> str | None:
+        """Why its code keeps it from being published, as the end of a sentence; None where nothing does."""
+        for part in (self.provenance, self.test and self.test.certified):
+            if part is not None and part.dirty is not False:
+                return f"has dirty={part.dirty}: commit the code, run again, then publish"
+        return None
+
 
 def write_record(record: Record, folder: Path | None = None) -> Path:
     """Write `folder/runs/<id>.json` atomically (default: `results/local`) and return its path."""
@@ -297,7 +304,7 @@ def publish(run: str, model: str | None = None, brief: bool = False) -> Path:
 
     Raises:
         RecordError: unknown run, one that did not finish, one measured on a validation split, or one whose code was
-            not committed: its numbers could not be regenerated.
+            not committed: its numbers could not be regenerated; a bundle to ship that is of some images only.
     """
     record, folder = find_record(run)
     if folder == results_dir():
@@ -310,9 +317,14 @@ def publish(run: str, model: str | None = None, brief: bool = False) -> Path:
         raise RecordError(
             f"run {record.id} was measured on the {record.test.split} split: publish a run on the test set"
         )
-    for part in (record.provenance, record.test.certified):
-        if part is not None and part.dirty is not False:
-            raise RecordError(f"run {record.id} has dirty={part.dirty}: commit the code, run again, then publish")
+    if reason := record.not_committed():
+        raise RecordError(f"run {record.id} {reason}")
+    if model is not None and record.test.bundle:
+        claims = folder / record.test.bundle / "certificate.json"
+        if (images := json.loads(claims.read_text())["counts"]["images"]) != record.test.images:
+            raise RecordError(
+                f"{claims}: counts.images={images}: must be all {record.test.images} of the test split; certify again"
+            )
     radii = None if brief else record.test.radii
     for name in (record.training.curve, radii):
         if name:

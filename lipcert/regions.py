@@ -18,8 +18,8 @@ for the constant term.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -29,8 +29,10 @@ from torch import nn
 
 from lipcert.bounds.rounding import TorchArithmetic, root_down, root_up, round_down, round_up
 from lipcert.bounds.verified import GramCheck, matrix_norm_squared
-from lipcert.layers import MinMax, Residual, Shift
+from lipcert.chain import plain_chain
+from lipcert.layers import MinMax, Shift
 from lipcert.polyhedra import Polyhedron, cube, integers, whole_space
+from lipcert.program import JOIN, Fork, Instruction, Join, instructions
 
 MOST = 100_000  # regions; more is an error
 _CHUNK = 4096  # Jacobians proven at once
@@ -88,51 +90,42 @@ def lipschitz_by_regions(
     """Enclosure of the l2 Lipschitz constant of a small network, from all its linear regions; about 1e-9 wide.
 
     Args:
-        chain: nn.Linear, nn.ReLU, MinMax, Shift, nn.Flatten, nn.Identity, `Residual` and nn.Sequential of such.
+        chain: nn.Sequential of nn.Linear, nn.ReLU, MinMax, Shift, nn.Flatten, nn.Identity, `Residual` and nn.Sequential
+            of such, as it computes in evaluation mode; it is left in the mode it is in.
         inputs: number of inputs. box: (low, high) of every input, or None for the whole space.
         most: stop with an error beyond so many regions.
 
     Raises:
-        TypeError: a layer that is not known to be piecewise linear, with its place.
+        TypeError: no nn.Sequential; a layer that is not known to be piecewise linear, has hooks or a replaced forward,
+            or overwrites the skip of its block; with its place.
         ValueError: sizes that do not fit, weights that are not finite, an empty box, or more than `most` regions.
     """
     identity = np.array([[int(i == j) for j in range(inputs + 1)] for i in range(inputs)], dtype=object)
     regions = [_Region(whole_space(inputs) if box is None else cube(inputs, *box), _Affine(identity, 0))]
-    for name, layer in _operations(chain, ""):
+    # A new or sliced Sequential is in training mode, which `plain_chain` refuses; the caller's is not to be changed.
+    for name, layer in instructions(plain_chain(copy.deepcopy(chain).eval())):
         regions = [part for region in regions for part in _apply(name, layer, region)]
         if len(regions) > most:
             raise ValueError(f"more than most={most} regions after layer {name!r}: use fewer neurons or inputs")
     return _enclose(regions)
 
 
-def _operations(chain: nn.Sequential, prefix: str) -> Iterator[tuple[str, nn.Module | str]]:
-    """Layers in order, by name; "keep" and "add" around the branch of a residual block."""
-    for name, layer in chain._modules.items():
-        if type(layer) is nn.Sequential:
-            yield from _operations(layer, f"{prefix}{name}.")
-        elif type(layer) is Residual:
-            yield f"{prefix}{name}", "keep"
-            yield from _operations(layer.branch, f"{prefix}{name}.branch.")
-            yield f"{prefix}{name}", "add"
-        else:
-            yield f"{prefix}{name}", layer
-
-
-def _apply(name: str, layer: nn.Module | str, region: _Region) -> list[_Region]:
+def _apply(name: str, layer: Instruction, region: _Region) -> list[_Region]:
     """What becomes of a region in one layer: itself with another map, or its parts."""
     affine, features = region.affine, len(region.affine.exact_FN1)
-    if layer == "keep":
+    if isinstance(layer, Fork):
         return [replace(region, kept=(*region.kept, affine))]
-    if layer == "add":
+    if isinstance(layer, Join):
         *kept, skip = region.kept
         if len(skip.exact_FN1) != features:
-            raise ValueError(f"residual {name!r} adds {len(skip.exact_FN1)} and {features} features: must be equal")
+            block = name.removesuffix(JOIN)
+            raise ValueError(f"residual {block!r} adds {len(skip.exact_FN1)} and {features} features: must be equal")
         return [replace(region, affine=skip + affine, kept=tuple(kept))]
     if type(layer) is nn.Linear:
         return [replace(region, affine=_linear(name, layer, affine))]
     if type(layer) is Shift:
         return [replace(region, affine=affine + _constant(-layer.amount, affine))]
-    if type(layer) in (nn.Flatten, nn.Identity):
+    if type(layer) is nn.Identity or (type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1)):
         return [region]
     if type(layer) is nn.ReLU:
         return [_relu(part, signs) for part, signs in _parts(region, affine.exact_FN1)]
@@ -142,8 +135,8 @@ def _apply(name: str, layer: nn.Module | str, region: _Region) -> list[_Region]:
         first, second = np.split(affine.exact_FN1, 2)
         return [_minmax(part, signs) for part, signs in _parts(region, first - second)]
     raise TypeError(
-        f"no linear regions for {type(layer).__name__} at {name!r}: must be Linear, ReLU, MinMax, Shift, Flatten, "
-        "Identity, Residual or Sequential"
+        f"no linear regions for {type(layer).__name__} at {name!r}: must be Linear, ReLU, MinMax, Shift, "
+        "Flatten(1, -1), Identity, Residual or Sequential"
     )
 
 

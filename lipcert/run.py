@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipcert.config import Architecture, ModelConfig, TrainConfig, steps_of
+from lipcert.config import TrainConfig, steps_of
 from lipcert.data import Dataset
 from lipcert.losses import bottom_logit, training_loss
 from lipcert.models import Network, build_model
 from lipcert.provenance import git_state
 from lipcert.schedules import learning_rate, robust_weight, training_radius
-from lipcert.stream import Stream
+from lipcert.stream import Stream, step_images
 
 _SHARED_FLOPS = 5e9  # a step below this stays on one thread
 _WARM_START_STEPS = 100  # power-method rounds before the first step, so that training starts from converged norms
@@ -46,7 +46,7 @@ class Run:
         self.device = pick_device(config.device)
         self.stream = Stream(config, data, self.device)
         self.batch = self.stream.size
-        self.model_config = model_config(config, data)
+        self.model_config = config.model(*data.shape[:2], data.classes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             network = build_model(self.model_config)
@@ -128,8 +128,10 @@ class Run:
         return dict(zip(CURVE_FIELDS, row, strict=True))
 
     def pin_minutes(self) -> None:
-        """Turn `minutes` into steps by timing a throw-away copy of the run."""
+        """Turn `minutes` into steps by timing a throw-away copy of the run, on the loss itself: the steps on plain
+        cross-entropy that may come first cost less."""
         trial = copy.copy(self)
+        trial.config = self.config.model_copy(update={"plain_share": 0.0})
         trial.network = copy.deepcopy(self.network)
         trial.forward = torch.compile(trial.network.backbone) if self.config.compiled else trial.network.backbone
         trial.optimizer = _optimizer(self.config, trial.network)
@@ -207,16 +209,9 @@ def step_flops(config: TrainConfig, data: Dataset) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        network = build_model(model_config(config, data))
+        network = build_model(config.model(*data.shape[:2], data.classes))
         network(torch.zeros(1, *network.input_shape))
-    return 3 * config.batch * counter.get_total_flops()
-
-
-def model_config(config: TrainConfig, data: Dataset) -> ModelConfig:
-    """The network a run trains."""
-    channels, height, _ = data.shape
-    architecture = config.model_dump(include=set(Architecture.model_fields))
-    return ModelConfig(**architecture, channels=channels, input_size=height, classes=data.classes)
+    return 3 * sum(step_images(config, len(data.train.labels_N))) * counter.get_total_flops()
 
 
 def pick_device(name: str) -> torch.device:

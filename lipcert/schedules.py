@@ -27,9 +27,9 @@ _PART = re.compile(rf"(?P<join>-(?:exp-|log-|cos-)?)?{_SECTION}")
 _SHAPES: dict[str, Callable[[float, float, float], float]] = {
     "": lambda start, end, t: start,
     "-": lambda start, end, t: start + (end - start) * t,
-    "-exp-": lambda start, end, t: start * (end / start) ** t,
+    "-exp-": lambda start, end, t: math.exp(math.log(start) + (math.log(end) - math.log(start)) * t),
     "-log-": lambda start, end, t: math.log(math.exp(start) + (math.exp(end) - math.exp(start)) * t),
-    "-cos-": lambda start, end, t: end + (start - end) * (math.cos(math.pi * t) + 1) / 2,
+    "-cos-": lambda start, end, t: end + (start - end) * ((math.cos(math.pi * t) + 1) / 2),
 }
 
 
@@ -54,20 +54,23 @@ def schedule(text: str, epochs: float | None) -> Callable[[float], float]:
         raise ValueError(
             f"schedule {text!r}: must read like '[0.01]-log-[50%:1]-[1]', joined by nothing, -, -exp-, -log- or -cos-"
         )
-    knots = []
+    scale, knots = _finite(factor, text) if star else 1.0, []
     for number, part in enumerate(parts):
         time = _time(part, number == 0, number == len(parts) - 1, epochs, text)
         if knots and time < knots[-1][0]:
             raise ValueError(f"schedule {text!r}: its times must ascend and lie within the run")
-        knots.append((time, _finite(part["value"], text), part["join"] or ""))
+        value = _finite(part["value"], text)
+        if not math.isfinite(scale * value):
+            raise ValueError(f"schedule {text!r}: {factor} * {part['value']} is too large")
+        knots.append((time, value, part["join"] or ""))
     for (_, start, _), (_, end, join) in itertools.pairwise(knots):
-        if join == "-exp-" and not start * end > 0:
+        if join == "-exp-" and not min(start, end) > 0:
             raise ValueError(f"schedule {text!r}: -exp- needs values above 0")
         if join == "-log-" and max(start, end) > _LARGEST_EXPONENT:
             raise ValueError(
                 f"schedule {text!r}: -log- needs values up to {_LARGEST_EXPONENT}, e^value must be a number"
             )
-    return functools.partial(_value, tuple(knots), _finite(factor, text) if star else 1.0)
+    return functools.partial(_value, tuple(knots), scale)
 
 
 def _finite(number: str, text: str) -> float:

@@ -35,7 +35,8 @@ class Stream:
         crop = facts.crop if config.crop is None else config.crop
         flip = facts.flip if config.flip is None else config.flip
         self.seed, count = config.seed, len(data.train.labels_N)
-        self.batch = self.size = min(config.batch, count)
+        self.batch, extra = step_images(config, count)
+        self.size = self.batch + extra
         self.per_epoch = count // self.batch
         self.images = TrainingImages(data.train.images_NCHW, config.augmentation, crop, flip, data.scale, device)
         self.labels_N = data.train.labels_N.to(device)
@@ -44,11 +45,10 @@ class Stream:
         if config.generated is not None:
             # A name alone lies with the data sets; an absolute path stays what it is.
             generated = load_generated(data_dir() / Path(config.generated).expanduser(), data)
-            extra = max(1, round(config.generated_ratio * self.batch))
             images = TrainingImages(generated.images_NCHW, "crop", generated.crop, flip, data.scale, device)
-            order = Shuffled(len(generated), extra, stream_seed(config.seed, _GENERATED))
+            order = Shuffled(len(generated), extra, stream_seed(config.seed, _GENERATED, 0))
             self.generated = images, generated.labels_N.to(device), order
-            self.generated_sha256, self.size = generated.sha256, self.batch + extra
+            self.generated_sha256 = generated.sha256
 
     def indices(self, step: int) -> Tensor:
         """Places of the real images of a step, (B,) int64."""
@@ -74,6 +74,15 @@ class Stream:
         return images_BCHW.to(memory_format=torch.channels_last), labels_B
 
 
-def stream_seed(*parts: int) -> int:
-    """One seed for a (seed, stream, number) triple; streams do not overlap for neighbouring numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+def step_images(config: TrainConfig, count: int) -> tuple[int, int]:
+    """Real and generated images of a step of a run over `count` training images."""
+    real = min(config.batch, count)
+    return real, 0 if config.generated is None else max(1, round(config.generated_ratio * real))
+
+
+def stream_seed(seed: int, stream: int, number: int) -> int:
+    """One seed for a triple; streams do not overlap for neighbouring numbers.
+
+    Never of fewer parts: numpy fills them up with zeros, so that (seed, 3) and (seed, 3, 0) would be one stream.
+    """
+    return int(np.random.SeedSequence((seed, stream, number)).generate_state(1, np.uint64)[0] >> 1)

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from lipcert.config import ConfigError, TrainConfig, parse, read_yaml
-from lipcert.records import Record, has_finished_record, load_records
+from lipcert.records import Record, find_record, has_finished_record, load_records
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,9 @@ def load_study(path: str | Path, /, **overrides: Any) -> Study:
             cells.append(parse(TrainConfig, settings | overrides | cell))
         except ConfigError as error:
             raise ConfigError(f"{path}, cell {cell}: {error}") from None
+        if (minutes := cells[-1].minutes) is not None:
+            # Measuring turns them into steps and so the run's id into one that the study does not look for.
+            raise ConfigError(f"{path}: minutes={minutes} in a study: give epochs or steps")
     return Study(Path(path).stem, {key: tuple(values) for key, values in matrix.items()}, tuple(cells))
 
 
@@ -89,17 +92,15 @@ def check_networks(study: Study) -> None:
     """
     import torch
 
-    from lipcert.config import Architecture, ModelConfig
     from lipcert.data import DATASETS
     from lipcert.models import build_model
 
     for cell in study.cells:
         facts = DATASETS[cell.dataset]
         channels, size, _ = facts.shape
-        sizes = {"channels": channels, "input_size": size, "classes": cell.classes or facts.classes}
         try:
             with torch.device("meta"):
-                build_model(ModelConfig(**cell.model_dump(include=set(Architecture.model_fields)), **sizes))
+                build_model(cell.model(channels, size, cell.classes or facts.classes))
         except ConfigError as error:
             varied = {key: getattr(cell, key) for key in study.axes}
             raise ConfigError(f"{study.name}.yaml, cell {varied}: {error}") from None
@@ -108,19 +109,24 @@ def check_networks(study: Study) -> None:
 def run_study(study: Study, progress: bool = True, download: bool = False) -> Iterator[Path]:
     """Make every run that is neither published nor finished in `results/local`; yields the paths of new records.
 
-    An unfinished run goes on from its checkpoint; a run that cannot go on (it diverged) is named and left out.
+    An unfinished run goes on from its checkpoint. A run that cannot go on (it diverged, or nothing can be certified of
+    it) is named and left out; so are your finished runs of code that was not committed, which cannot be published.
 
     Raises:
-        KeyboardInterrupt: as `lipcert.train.fit`.
+        FileNotFoundError, KeyboardInterrupt: as `lipcert.train.fit`.
     """
     from lipcert.run import TrainingError
     from lipcert.train import fit
 
     done = {record.id for record in load_records()}
-    todo = [cell for cell in study.cells if cell.run_id() not in done and not has_finished_record(cell.run_id())]
+    own = [cell.run_id() for cell in study.cells if cell.run_id() not in done and has_finished_record(cell.run_id())]
+    for run in own:
+        if not_committed := find_record(run)[0].not_committed():
+            print(f"{run}: not made again, but {not_committed}", file=sys.stderr, flush=True)
+    todo = [cell for cell in study.cells if cell.run_id() not in done and cell.run_id() not in own]
     for number, cell in enumerate(todo, 1):
         print(f"{study.name}: run {number} of {len(todo)}", file=sys.stderr, flush=True)
         try:
             yield fit(cell, resume=True, progress=progress, download=download)
-        except TrainingError as error:
+        except (TrainingError, ValueError) as error:  # NotCertifiable is a ValueError
             print(f"{cell.run_id()}: {error}", file=sys.stderr, flush=True)

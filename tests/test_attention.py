@@ -294,6 +294,8 @@ def test_the_page_shows_what_was_measured(results, check):
     for name in SHOWN:
         assert "not run" not in str(getattr(page, name)()).lower(), name
     assert page.violations() == 0
+    heads = check.rows[0].index("heads")
+    assert {row[heads] for row in check.rows[1:]} == {"1"} and ", 1 head, seeds" in page.measured_words()
 
 
 def test_words_follow_the_numbers(results, check):

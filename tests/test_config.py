@@ -154,3 +154,9 @@ def test_pinned_length():
 def test_input_size_must_be_positive(size):
     with pytest.raises(ConfigError, match="input_size"):
         parse(ModelConfig, {"input_size": size})
+
+
+def test_a_run_names_its_network():
+    config = TrainConfig(**BASE, family="gloro", depth=4, width=16, classes=3)
+    network = config.model(3, 32, 7)
+    assert network == ModelConfig(family="gloro", depth=4, width=16, channels=3, input_size=32, classes=7)

@@ -1,5 +1,6 @@
 """Generated images from an npz: mapped or loaded, checked, cut down to the classes trained on."""
 
+import dataclasses
 import hashlib
 from types import SimpleNamespace
 
@@ -15,8 +16,8 @@ def arrays(count=60, classes=10, shape=(32, 32, 3), seed=0):
     return {"image": rng.integers(0, 256, (count, *shape), dtype=np.uint8), "label": rng.integers(0, classes, count)}
 
 
-def data(class_ids=tuple(range(10)), shape=(3, 32, 32), name="cifar10"):
-    return SimpleNamespace(name=name, shape=shape, class_ids=class_ids, classes=len(class_ids))
+def data(class_ids=tuple(range(10)), shape=(3, 32, 32), name="cifar10", scale=255):
+    return SimpleNamespace(name=name, shape=shape, class_ids=class_ids, classes=len(class_ids), scale=scale)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -48,7 +49,7 @@ def test_uncompressed_images_are_not_loaded(tmp_path):
 def test_subset_keeps_its_classes_renumbered_as_the_data_set_does(tmp_path):
     path, stored = tmp_path / "g.npz", arrays(classes=10, shape=(8, 8, 1))
     np.savez(path, **stored)
-    digits = load_dataset("digits", classes=4)
+    digits = dataclasses.replace(load_dataset("digits", classes=4), scale=255)
     found = load_generated(path, digits)
     kept = np.isin(stored["label"], digits.class_ids)
     assert np.array_equal(found.images_NCHW[:].numpy(), stored["image"][kept].transpose(0, 3, 1, 2))
@@ -80,6 +81,13 @@ def test_files_that_do_not_fit_are_refused(save, changes, message, tmp_path):
     save(path, **{key: value for key, value in (arrays() | changes).items() if value is not None})
     with pytest.raises(ValueError, match=message):
         load_generated(path, data((1, 3)))
+
+
+def test_pixels_of_another_scale_are_refused(tmp_path):
+    path = tmp_path / "g.npz"
+    np.savez(path, **arrays(shape=(8, 8, 1)))
+    with pytest.raises(ValueError, match=r"g.npz. with digits, scale=16: must be 255.*leave generated out"):
+        load_generated(path, load_dataset("digits"))
 
 
 def test_missing_and_foreign_files_are_refused(tmp_path):

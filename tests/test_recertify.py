@@ -8,10 +8,11 @@ from torch import nn
 
 from lipcert.certify import certify
 from lipcert.chain import NotCertifiable, chain_bounds
-from lipcert.config import ModelConfig, load_config
+from lipcert.config import ModelConfig, TrainConfig, load_config
+from lipcert.data import load_dataset
 from lipcert.layers import plain_linear
 from lipcert.models import build_model
-from lipcert.recertify import cut
+from lipcert.recertify import Request, cut, recertify
 from lipcert.records import read_record
 from lipcert.run import own_threads, step_flops
 from lipcert.train import fit
@@ -70,9 +71,6 @@ def test_a_record_is_a_file_of_settings(tmp_path) -> None:
 
 
 def test_small_steps_stay_on_one_thread_and_give_the_number_back(tmp_path) -> None:
-    from lipcert.config import TrainConfig
-    from lipcert.data import load_dataset
-
     data = load_dataset("digits")
     torch.set_num_threads(2)
     small = TrainConfig(depth=6, width=32, batch=64, steps=1, device="cpu")
@@ -84,3 +82,27 @@ def test_small_steps_stay_on_one_thread_and_give_the_number_back(tmp_path) -> No
     assert step_flops(large, data) > 3 * 64 * 6 * 2 * 9 * 64 * 128 * 128
     with own_threads(large, data):
         assert torch.get_num_threads() == 2
+
+
+def test_operations_are_counted_for_the_images_that_a_step_really_has() -> None:
+    data = load_dataset("digits")
+    config = TrainConfig(depth=1, width=4, neck_width=8, batch=64, steps=1, device="cpu")
+    one = step_flops(config, data) // 64
+    assert step_flops(config.model_copy(update={"batch": 10_000}), data) == 1437 * one
+    mixed = config.model_copy(update={"generated": "images.npz", "generated_ratio": 0.5})
+    assert step_flops(mixed, data) == (64 + 32) * one
+
+
+def test_certificates_of_another_kind_have_files_of_their_own() -> None:
+    config = TrainConfig(depth=1, width=4, neck_width=8, batch=64, steps=3, device="cpu")
+    run = read_record(fit(config, progress=False)).id
+    found = [
+        recertify(Request(model=run, count=5, **how))
+        for how in (
+            {}, {"guarantee": "nominal"}, {"guarantee": "real"}, {"arithmetic": "float32"}, {"effort": "exact"},
+        )
+    ]  # fmt: skip
+    assert len({result.path for result in found}) == 5 and all(result.path.exists() for result in found)
+    bundles = [result.bundle for result in found if result.bundle]
+    assert len(set(bundles)) == len(bundles) == 4
+    assert found[0].path.stem.endswith("-digits-0-5-executed-float64-fast")

@@ -155,6 +155,18 @@ def test_unfit_runs_are_not_published(results, change, message):
     assert not (results_dir() / "runs").exists()
 
 
+def test_a_bundle_of_some_images_is_not_shipped(mine):
+    record = read_record(mine)
+    claims = local_dir() / record.test.bundle / "certificate.json"
+    whole = claims.read_text()
+    claims.write_text(whole.replace('"images":360', '"images":7'))
+    with pytest.raises(RecordError, match=r"counts.images=7: must be all 360 of the test split"):
+        publish(record.id, model="small")
+    assert not (results_dir() / "runs").exists() and not (results_dir() / "certificates").exists()
+    claims.write_text(whole)
+    assert read_record(publish(record.id, model="small")).test.bundle == "certificates/small"
+
+
 def test_stopped_runs_are_not_published(mine):
     record = read_record(mine)
     training_part = record.training.model_copy(update={"status": "stopped"})

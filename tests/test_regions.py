@@ -213,6 +213,50 @@ def test_the_dependence_of_rows_is_one(columns, seed):
         )
 
 
+def hooked() -> nn.Sequential:
+    chain = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    chain[0].register_forward_hook(lambda layer, inputs, output: 10 * output)
+    return chain
+
+
+def replaced() -> nn.Sequential:
+    chain = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    chain[1].forward = torch.exp
+    return chain
+
+
+class Tenfold(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 10 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("chain", "message"),
+    [
+        (nn.Linear(2, 2), "cannot certify Linear"),
+        (nn.Sequential(Residual(nn.Linear(2, 2))), "Residual '0' around Linear: must be an nn.Sequential"),
+        (Tenfold(nn.Linear(2, 2)), "cannot certify Tenfold"),
+        (nn.Sequential(Tenfold(nn.Linear(2, 2))), "no linear regions for Tenfold at '0'"),
+        (nn.Sequential(Residual(Tenfold(nn.Linear(2, 2)))), "Residual '0' around Tenfold"),
+        (hooked(), "Linear '0' has hooks or a replaced forward"),
+        (replaced(), "ReLU '1' has hooks or a replaced forward"),
+        (nn.Sequential(nn.Flatten(0)), "no linear regions for Flatten at '0'"),
+        (nn.Sequential(Residual(nn.Sequential(nn.ReLU(inplace=True)))), "ReLU '0.branch.0' overwrites the skip"),
+    ],
+)
+def test_what_computes_something_else_than_its_layers_say_is_refused(chain, message):
+    with pytest.raises(TypeError, match=message):
+        lipschitz_by_regions(chain, 2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_the_chain_does_not_matter_and_stays(training):
+    net = random_net(2, 4, 2).train(training)
+    assert lipschitz_by_regions(net, 2).upper == lipschitz_by_regions(net.eval(), 2).upper
+    assert lipschitz_by_regions(net.train(training), 2).regions > 1
+    assert all(module.training == training for module in net.modules())
+
+
 def test_what_cannot_be_listed_is_refused():
     for chain, message in (
         (nn.Sequential(nn.Linear(2, 2), nn.Tanh()), "no linear regions for Tanh at '1'"),

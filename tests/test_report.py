@@ -11,7 +11,7 @@ from made import RADII, add_radii, digits, make_record
 from lipcert.config import TrainConfig, load_config
 from lipcert.paths import ROOT
 from lipcert.radius import Radius
-from lipcert.records import Record, write_record
+from lipcert.records import Layer, Record, write_record
 from lipcert.report import figures, labels, names, plane, published, schema, scoreboard, tables
 from lipcert.report.published import compare, load_published
 from lipcert.study import load_study
@@ -46,6 +46,37 @@ def test_tables_of_a_run_say_the_guarantee_and_round_outwards():
     bounds = tables.bounds_table(record)
     assert "| `stem` | Conv2d | 1.9999 | 1.9000 | 2.0001 | matrix |" in bounds and "shift" not in bounds
     assert "below the proven lower end" in tables.bounds_words(record)
+
+
+def with_layers(record: Record, *layers: tuple[str, float, float]) -> Record:
+    """The record with bounds of these layers: kind, lower and upper end."""
+    made = tuple(
+        Layer(name=f"layer{i}", kind=kind, lower=low, upper=high, estimate=(low + high) / 2, method="proof")
+        for i, (kind, low, high) in enumerate(layers)
+    )
+    return record.model_copy(update={"bounds": record.bounds.model_copy(update={"layers": made})})
+
+
+def test_residual_blocks_are_not_hidden_from_the_words():
+    record = with_layers(make_record(digits()), ("Residual", 0.7, 1.3), ("Residual", 0.0, 2.5), ("Conv2d", 2.0, 2.02))
+    words = tables.bounds_words(record)
+    assert "2 residual blocks are bounded by 1 + branch; their enclosures reach from 0.0000 to 2.5000." in words
+    assert "apart from residual blocks, `layer2`, is 1 % wide" in words
+    assert "residual" not in tables.bounds_words(make_record(digits()))
+
+
+def test_layers_of_which_nothing_is_known_from_below_have_words():
+    words = tables.bounds_words(with_layers(make_record(digits()), ("Linear", 0.0, 1.0), ("Residual", 0.0, 2.0)))
+    assert "widest" not in words and "1 residual block is bounded by 1 + branch; its enclosure reaches from" in words
+
+
+def test_the_headline_is_a_run_of_the_page_s_family(results: Path):
+    write_record(make_record(digits(dataset="cifar10", family="convnet"), (9000, 5000, 100), clean=9500), results)
+    assert tables.headline_record() is None
+    best = make_record(digits(dataset="cifar10"))
+    write_record(best, results)
+    assert tables.headline_record() == best
+    assert tables.headline_record("convnet").config.family == "convnet"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(12.3, "12 s"), (118, "2.0 min"), (5400, "1.5 h")])

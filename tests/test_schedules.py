@@ -257,3 +257,19 @@ def until(stop, train_step):
         train_step(self)
 
     return stopping
+
+
+@pytest.mark.parametrize("text", ["1e200*[1e200]", "10*[1]-[1e308]"])
+def test_a_factor_that_makes_a_value_infinite_is_refused(text):
+    with pytest.raises(ValueError, match=r"schedule .*too large"):
+        schedule(text, None)
+
+
+@pytest.mark.parametrize("join", ["-", "-exp-", "-cos-"])
+@pytest.mark.parametrize(("start", "end"), [("1e-300", "1e300"), ("1e300", "1e-300"), ("1e308", "1e-308")])
+def test_values_far_apart_are_joined_without_overflow(join, start, end):
+    function = schedule(f"[{start}]{join}[{end}]", None)
+    values = [function(share) for share in SHARES]
+    assert values == sorted(values, reverse=float(start) > float(end)) and all(map(math.isfinite, values))
+    if join == "-exp-":
+        assert function(0.5) == pytest.approx(1.0, rel=1e-9)

@@ -7,12 +7,15 @@ import signal
 
 import pytest
 import yaml
+from made import make_record
 
 import lipcert.train
 from lipcert.__main__ import main
+from lipcert.chain import NotCertifiable
 from lipcert.config import TrainConfig
 from lipcert.paths import ROOT, local_dir, results_dir
 from lipcert.records import load_records
+from lipcert.report import sources
 from lipcert.run import Run, TrainingError
 from lipcert.study import load_study, run_study
 
@@ -95,6 +98,8 @@ MISTAKES = {  # text of the file, arguments behind it -> what the sentence holds
     ),
     "misspelt": ("steps: 1\nmatrix: {dpeth: [1]}\n", [], ["small.yaml, cell {'dpeth': 1}", "did you mean 'depth'"]),
     "no length": ("matrix: {depth: [1]}\n", [], ["exactly one of steps, epochs, minutes"]),
+    "minutes": ("minutes: 1.5\nmatrix: {depth: [1]}\n", [], ["minutes=1.5 in a study: give epochs or steps"]),
+    "minutes in the matrix": ("matrix: {minutes: [1.5, 2.5]}\n", [], ["minutes=1.5 in a study"]),
     "a value not in the list": ("steps: 1\nmatrix: {depth: [1, 2]}\n", ["depth=3"], ["depth=3", "has [1, 2]"]),
     "misspelt override": ("steps: 1\nmatrix: {depth: [1]}\n", ["widht=3"], ["widht=3", "did you mean 'width'"]),
     "not YAML": ("depth: [", [], ["small.yaml", "not readable as YAML"]),
@@ -126,6 +131,27 @@ def test_mistakes_end_with_a_sentence_before_any_run(name, listing, tmp_path, ca
 def test_a_missing_file_is_named(capsys):
     assert main(["study", "nowhere.yaml"]) == 2
     assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_each_seed_gets_the_command_that_makes_it(tmp_path, monkeypatch):
+    folder = tmp_path / "notebooks/params/study"
+    folder.mkdir(parents=True)
+    (folder / "a.yaml").write_text("steps: 3\nwidth: 4\nmatrix: {depth: [1, 2], seed: [0, 1]}\n")
+    (folder / "b.yaml").write_text("steps: 3\nwidth: 4\nmatrix: {depth: [1], seed: [2, 3]}\n")
+    (folder / "c.yaml").write_text("steps: 3\nwidth: 4\nseed: 5\ndepth: 1\n")
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    monkeypatch.setattr(sources, "_commands", sources._commands.__wrapped__)
+
+    def command(**settings):
+        config = TrainConfig(steps=3, width=4, **settings)
+        text = sources.command_of(make_record(config)).replace("notebooks/params/study/", "")
+        return text.replace(config.run_id(), "ID")
+
+    assert [command(depth=1, seed=seed) for seed in (1, 3, 5, 9)] == [
+        "lipcert study a.yaml", "lipcert study b.yaml", "lipcert train c.yaml", "lipcert train c.yaml seed=9",
+    ]  # fmt: skip
+    # A study that lists its seeds refuses another.
+    assert command(depth=2, seed=9) == "lipcert train results/runs/ID.json"
 
 
 # --- the runs ---------------------------------------------------------------------------------------------------------
@@ -175,18 +201,28 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(file, monkeypatch):
     assert fresh == resumed
 
 
-def test_a_run_that_diverges_is_named_and_the_others_are_made(file, monkeypatch, capsys):
+@pytest.mark.parametrize("error", [TrainingError, NotCertifiable, ValueError])
+def test_a_run_that_cannot_go_on_is_named_and_the_others_are_made(error, file, monkeypatch, capsys):
     fit = lipcert.train.fit
 
     def failing(config, **options):
         if config.loss == "emma":
-            raise TrainingError("training diverged")
+            raise error("it diverged")
         return fit(config, **options)
 
     monkeypatch.setattr(lipcert.train, "fit", failing)
     study = load_study(file({"loss": ["emma", "gloro"]}))
     assert [path.stem for path in run_study(study, progress=False)] == ids(study)[1:]
-    assert f"{ids(study)[0]}: training diverged" in capsys.readouterr().err
+    assert f"{ids(study)[0]}: it diverged" in capsys.readouterr().err
+
+
+def test_a_run_of_uncommitted_code_is_not_made_again_but_named(file, monkeypatch, capsys):
+    monkeypatch.setattr("lipcert.run.git_state", lambda: ("c" * 40, True))
+    study = load_study(file({"loss": ["emma"]}))
+    list(run_study(study, progress=False))
+    capsys.readouterr()
+    assert list(run_study(study, progress=False)) == []
+    assert f"{ids(study)[0]}: not made again, but has dirty=True: commit the code" in capsys.readouterr().err
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -10,17 +10,20 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import lipcert.train
 from lipcert.checkpoint import load_checkpoint
 from lipcert.config import TrainConfig, parse
+from lipcert.data import load_dataset
 from lipcert.losses import training_loss
 from lipcert.models import load
 from lipcert.paths import local_dir
 from lipcert.records import read_record
 from lipcert.run import Run, TrainingError, pick_device
+from lipcert.stream import stream_seed
 from lipcert.train import fit
 
 TINY = {"dataset": "digits", "depth": 2, "width": 8, "neck_width": 16, "batch": 64, "steps": 40, "device": "cpu"}
@@ -320,6 +323,27 @@ def test_minutes_become_steps_and_a_rerun_repeats_them(monkeypatch, tmp_path):
     monkeypatch.setenv("LIPCERT_RESULTS", str(tmp_path))
     again = run(parse(TrainConfig, settings))
     assert again.id == first.id and again.model.weights_sha256 == first.model.weights_sha256
+
+
+def test_minutes_are_measured_on_the_loss_not_on_the_plain_start():
+    config = tiny(steps=None, minutes=0.01, plain_share=0.9)
+    made = Run(config, load_dataset("digits"))
+    plain, robust, loss = [], [], made.loss
+    made.plain_loss = lambda *arguments: plain.append(1) or loss(*arguments)
+    made.loss = lambda *arguments: robust.append(1) or loss(*arguments)
+    made.pin_minutes()
+    assert not plain and len(robust) == 13
+    assert made.config == config.with_steps(made.steps) and made.step == 0
+
+
+def test_seeds_of_the_streams_stay_and_differ():
+    # As numpy makes them of the parts: a change here would change every published run.
+    for parts in ((0, 1, 0), (0, 1, 5), (7, 2, 123), (2**31 - 1, 4, 10**6)):
+        assert stream_seed(*parts) == int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+    seeds = {stream_seed(seed, stream, number) for seed in range(5) for stream in range(1, 5) for number in range(50)}
+    assert len(seeds) == 5 * 4 * 50
+    with pytest.raises(TypeError):
+        stream_seed(0, 3)
 
 
 # --- divergence -------------------------------------------------------------------------------------------------------

@@ -72,7 +72,8 @@ def load_generated(path: str | Path, data: Dataset, total: int | None = None) ->
     Args:
         path: an npz of `image` and `label`. Written by `np.savez`, images are mapped from disk and only read batch by
             batch; from `np.savez_compressed` they are loaded at once.
-        data: the data set trained on: images must have its shape, and only images of its classes are kept.
+        data: the data set trained on: images must have its shape, and only images of its classes are kept. Its pixels
+            must have 8 bits (scale 255), as generated ones do.
         total: labels run from 0 to total - 1, in the numbering of the whole set; None for the registered number of
             classes of `data`.
 
@@ -80,6 +81,11 @@ def load_generated(path: str | Path, data: Dataset, total: int | None = None) ->
         FileNotFoundError: no such file. ValueError: not such an npz, or images or labels that do not fit the data set.
     """
     path = Path(path).expanduser()
+    if data.scale != 255:
+        raise ValueError(
+            f"generated={str(path)!r} with {data.name}, scale={data.scale}: must be 255, pixels of 8 bits; leave "
+            "generated out"
+        )
     total = DATASETS[data.name].classes if total is None else total
     arrays = _open(path)
     images_NHWC, labels_N = arrays["image"], np.asarray(arrays["label"])

@@ -131,7 +131,7 @@ def pieces_table() -> Markdown:
     numbers = record().numbers
     limit = f"{1 / math.sqrt(numbers['norm eps']):.2f}"
     rows = [
-        ("softmax", "0.5", f"{numbers['softmax random']:.4f}", "10,000 random inputs"),
+        ("softmax", "0.5", f"{numbers['softmax random']:.4f}", "random inputs"),
         ("softmax", "0.5", f"{numbers['softmax pair']:.4f}", "two entries equal, the rest far below"),
     ]
     for key, value in numbers.items():
@@ -192,9 +192,13 @@ def looseness_figure() -> Figure:
             rows.append((block, weights, f"{bound:.6g}", f"{total / bound:.6g}", f"{total:.6g}"))
             place += 1
         place += 0.8
-    axes.set(xscale="log", xlim=(1, 60), xlabel="(1 + bound) / found")
+    # The longest bar takes up to three quarters of the logarithmic axis: room for the words beside it.
+    end = max(2.0, *(float(number) for row in rows for number in (row[2], row[4]))) ** (4 / 3)
+    axes.set(xscale="log", xlim=(1, end), xlabel="(1 + bound) / found")
     axes.set_yticks(*zip(*ticks, strict=True), fontsize=9)
-    axes.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+    powers = range(math.ceil(math.log10(end)))
+    marks = [first * 10**power for power in powers for first in (1, 2, 5) if first * 10**power <= end]
+    axes.set_xticks(marks, [f"{mark:,}" for mark in marks])
     axes.minorticks_off()
     axes.grid(axis="x")
     summed = Patch(facecolor=VERMILLION, edgecolor=INK, hatch="///", label="lost by the sum")
@@ -283,13 +287,14 @@ def measured_words() -> Markdown:
     check, found = record(), cases()
     wrong = violations()
     shapes = ", ".join(f"{n} × {d}" for n, d in sorted({(case.tokens, case.features) for case in found}))
+    heads = " and ".join(map(str, sorted({case.heads for case in found})))
     code = f"commit {check.commit[:7]}" if check.commit else "unknown commit"
     return Markdown(
-        f"{len(found)} blocks of {shapes} (tokens × features), 1 and 2 heads, seeds: {check.numbers['seeds']}; "
-        f"Jacobians at {sum(case.points for case in found):,} points, random ones and those that the search found: "
-        f"{wrong if wrong else 'none'} above a bound. Cosines have τ = {check.numbers['cosine scale']:g} and "
-        f"ε = {check.numbers['cosine eps']:g}. (`{check.command}`, {check.seconds:,.0f} s, "
-        f"{check.hardware.get('processor', 'unknown processor')}, {code})"
+        f"{len(found)} blocks of {shapes} (tokens × features), {heads} {'head' if heads == '1' else 'heads'}, seeds: "
+        f"{check.numbers['seeds']}; Jacobians at {sum(case.points for case in found):,} points, random ones and those "
+        f"that the search found: {wrong if wrong else 'none'} above a bound. Cosines have τ = "
+        f"{check.numbers['cosine scale']:g} and ε = {check.numbers['cosine eps']:g}. (`{check.command}`, "
+        f"{check.seconds:,.0f} s, {check.hardware.get('processor', 'unknown processor')}, {code})"
     )
 
 

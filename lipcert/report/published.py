@@ -242,8 +242,7 @@ def preset_model(config: TrainConfig) -> ModelConfig:
 
     facts = registry.DATASETS[config.dataset]
     channels, size, _ = facts.shape
-    architecture = config.model_dump(include=set(Architecture.model_fields))
-    return ModelConfig(**architecture, channels=channels, input_size=size, classes=config.classes or facts.classes)
+    return config.model(channels, size, config.classes or facts.classes)
 
 
 def published_millions(preset: Preset, rows: dict[str, Row]) -> float | None:

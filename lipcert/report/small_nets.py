@@ -1,4 +1,4 @@
-"""Networks so small that their Lipschitz constant can be computed: three families, random or trained in seconds.
+"""Networks so small that their Lipschitz constant can be computed: three kinds, random or trained in seconds.
 
 dense: affine layers with activations between. linear: residual blocks I + V, each one affine map, as in LiResNet.
 conventional: residual blocks x + W2 act(W1 x). Every network ends with a dense layer, its head.
@@ -8,21 +8,19 @@ Shape letters: B points, N inputs, F features, K classes.
 import copy
 import functools
 from collections.abc import Callable
-from fractions import Fraction
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lipcert.bounds import norm_bound
-from lipcert.bounds.rounding import round_up
+from lipcert.chain import chain_bounds
 from lipcert.data import load_dataset, to_unit
 from lipcert.layers import MinMax, Residual
 from lipcert.losses import emma_loss
 from lipcert.power import norm_estimate
 
-FAMILIES = ("dense", "linear", "conventional")
+KINDS = ("dense", "linear", "conventional")
 ACTIVATIONS = {"MinMax": MinMax, "ReLU": nn.ReLU}
 WEIGHTS = ("random", "cross-entropy", "emma")
 STEPS, RATE = 400, 0.01  # of training: Adam on the whole set
@@ -34,22 +32,23 @@ def small_net(
     """A random network of `blocks` blocks and a head.
 
     Args:
-        family: of `FAMILIES`. hidden: width of a dense layer, or inside the branch of a conventional block; a linear
-            block has as many features as there are inputs.
+        family: of `KINDS`. hidden: width of a dense layer, or inside the branch of a conventional block; a linear
+            block has as many features as there are inputs. seed: of the weights; torch's generator stays as it is.
     """
-    torch.manual_seed(seed)
     act, layers, features = ACTIVATIONS[activation], [], inputs
-    for _ in range(blocks):
-        if family == "dense":
-            layers += [nn.Linear(features, hidden), act()]
-            features = hidden
-        elif family == "linear":
-            block = nn.Linear(inputs, inputs)
-            block.weight.data += torch.eye(inputs)
-            layers += [block, act()]
-        else:
-            layers += [Residual(nn.Sequential(nn.Linear(inputs, hidden), act(), nn.Linear(hidden, inputs)))]
-    return nn.Sequential(*layers, nn.Linear(features, classes)).eval()
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(seed)
+        for _ in range(blocks):
+            if family == "dense":
+                layers += [nn.Linear(features, hidden), act()]
+                features = hidden
+            elif family == "linear":
+                block = nn.Linear(inputs, inputs)
+                block.weight.data += torch.eye(inputs)
+                layers += [block, act()]
+            else:
+                layers += [Residual(nn.Sequential(nn.Linear(inputs, hidden), act(), nn.Linear(hidden, inputs)))]
+        return nn.Sequential(*layers, nn.Linear(features, classes)).eval()
 
 
 def trained(
@@ -97,8 +96,8 @@ def projected_digits(inputs: int) -> tuple[Tensor, Tensor]:
     return (images_BN - images_BN.mean(0)) @ axes_NN[:inputs].T, data.train.labels_N
 
 
-def product_over_layers(chain: nn.Sequential, norm: Callable[[nn.Linear], float | Tensor | Fraction]):
-    """Product of the layers' norms, 1 + the branch's product for a residual block: the bound every product gives."""
+def product_over_layers(chain: nn.Sequential, norm: Callable[[nn.Linear], float | Tensor]):
+    """Product of the layers' norms, 1 + the branch's product for a residual block, for training and estimates."""
     product = 1
     for layer in chain:
         if isinstance(layer, nn.Linear):
@@ -109,9 +108,12 @@ def product_over_layers(chain: nn.Sequential, norm: Callable[[nn.Linear], float 
 
 
 def proven(chain: nn.Sequential) -> float:
-    """That product from proven upper ends, rounded up."""
-    product = product_over_layers(chain, lambda layer: Fraction(norm_bound(layer, (layer.in_features,)).upper))
-    return round_up(Fraction(product))
+    """The bound that lipcert certifies with, over all layers of the chain."""
+    dense = [layer for layer in chain.modules() if isinstance(layer, nn.Linear)]
+    # Bounds of a chain leave its head out, so another one is appended; its weights do not matter.
+    head = nn.Linear(dense[-1].out_features, 1, device="meta").to_empty(device="cpu")
+    nn.init.zeros_(head.weight)
+    return chain_bounds(nn.Sequential(*chain, head), (dense[0].in_features,)).upper
 
 
 def estimated(chain: nn.Sequential, steps: int, seed: int = 0) -> float:

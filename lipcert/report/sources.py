@@ -13,8 +13,10 @@ _STUDY = "lipcert study "
 def command_of(record: Record) -> str:
     """`lipcert train FILE` or `lipcert study FILE` where a file has these settings, else a rerun from the record."""
     seed = record.config.seed
-    command, seeds = _commands().get(_seedless(record.config), (f"lipcert train results/runs/{record.id}.json", {seed}))
-    return command if seed in seeds else f"{command} seed={seed}"
+    settings, (of_seed, of_any) = _seedless(record.config), _commands()
+    if (settings, seed) in of_seed:
+        return of_seed[settings, seed]
+    return f"{of_any[settings]} seed={seed}" if settings in of_any else f"lipcert train results/runs/{record.id}.json"
 
 
 def is_cell(record: Record) -> bool:
@@ -23,18 +25,25 @@ def is_cell(record: Record) -> bool:
 
 
 @functools.cache
-def _commands() -> dict[str, tuple[str, set[int]]]:
-    """Settings without their seed -> command, and the seeds it makes. A file of its own goes before a study's."""
-    found: dict[str, tuple[str, set[int]]] = {}
+def _commands() -> tuple[dict[tuple[str, int], str], dict[str, str]]:
+    """(settings without their seed, seed) -> the command that makes it, and settings -> one that takes any `seed=`.
+
+    A file of its own goes before a study's.
+    """
+    of_seed: dict[tuple[str, int], str] = {}
+    of_any: dict[str, str] = {}
     for path in sorted((ROOT / "notebooks" / "params").glob("*/*.yaml")):
         name = path.relative_to(ROOT).as_posix()
         if "matrix" in read_yaml(path.read_text()):
-            for cell in load_study(path).cells:
-                found.setdefault(_seedless(cell), (f"{_STUDY}{name}", set()))[1].add(cell.seed)
+            study = load_study(path)
+            for cell in study.cells:
+                of_seed.setdefault((_seedless(cell), cell.seed), f"{_STUDY}{name}")
+                if "seed" not in study.axes:  # such a study refuses the seeds it does not list
+                    of_any.setdefault(_seedless(cell), f"{_STUDY}{name}")
         else:
             config = load_config(path)
-            found[_seedless(config)] = (f"lipcert train {name}", {config.seed})
-    return found
+            of_seed[_seedless(config), config.seed] = of_any[_seedless(config)] = f"lipcert train {name}"
+    return of_seed, of_any
 
 
 def _seedless(config: TrainConfig) -> str:

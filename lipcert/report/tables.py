@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lipcert.paths import local_dir
 from lipcert.radius import Radius
-from lipcert.records import Record, RecordError, load_records, read_record
+from lipcert.records import Layer, Record, RecordError, load_records, read_record
 from lipcert.report.names import DATASETS, data_name, network_name
 from lipcert.report.published import is_smoke, results_only
 from lipcert.report.sources import command_of, is_cell
@@ -94,19 +94,32 @@ def bounds_words(record: Record) -> Markdown:
     if b is None:
         return Markdown("")
     layers = [x for x in b.layers if x.method != "1-Lipschitz"]
-    # Of a residual block only 1 - branch is known from below, which may be nothing.
-    wide = max((x for x in layers if x.lower > 0 and x.kind != "Residual"), key=lambda x: x.upper / x.lower)
+    residual = [x for x in layers if x.kind == "Residual"]
     low = [x for x in layers if x.estimate < x.lower]
     verdict = (
         f"In {len(low)} of {len(layers)} layers the estimate lies below the proven lower end, so it is too small."
         if low
         else "No estimate lies below the proven lower end of its layer."
     )
-    return Markdown(
-        f"The backbone's constant is at most {up(b.upper)}; the power method says {b.estimate:.4f}, "
-        f"{100 * (1 - b.estimate / b.upper):.2g} % less. The widest enclosure of a layer, `{wide.name}`, is "
-        f"{100 * (wide.upper / wide.lower - 1):.2g} % wide. {verdict}"
-    )
+    less = 100 * (1 - b.estimate / b.upper) if b.upper else 0.0
+    parts = [
+        f"The backbone's constant is at most {up(b.upper)}; the power method says {b.estimate:.4f}, {less:.2g} % less."
+    ]
+    widths = ((x.upper / x.lower, x.name) for x in layers if x.lower > 0 and x.kind != "Residual")
+    if wide := max(widths, default=None):
+        apart = " apart from residual blocks" if residual else ""
+        parts.append(f"The widest enclosure of a layer{apart}, `{wide[1]}`, is {100 * (wide[0] - 1):.2g} % wide.")
+    return Markdown(" ".join([*parts, *_residual_words(residual), verdict]))
+
+
+def _residual_words(blocks: Sequence[Layer]) -> list[str]:
+    """What is known of residual blocks; of each only 1 - branch from below, which may be nothing."""
+    if not blocks:
+        return []
+    ends = f"from {down(min(x.lower for x in blocks))} to {up(max(x.upper for x in blocks))}"
+    if len(blocks) == 1:
+        return [f"1 residual block is bounded by 1 + branch; its enclosure reaches {ends}."]
+    return [f"{len(blocks)} residual blocks are bounded by 1 + branch; their enclosures reach {ends}."]
 
 
 def up(value: float, digits: int = 4) -> str:
@@ -134,9 +147,9 @@ def study_records() -> list[Record]:
     return [r for r in result_records() if not r.published]
 
 
-def headline_record() -> Record | None:
-    """The run the method pages look into: CIFAR-10's best by VRA at its own radius, else the study's largest."""
-    records = study_records()
+def headline_record(family: str = "liresnet") -> Record | None:
+    """The run of a family its page looks into: CIFAR-10's best by VRA at its own radius, else the study's largest."""
+    records = [r for r in study_records() if r.config.family == family]
     cifar10 = [r for r in records if r.data.name == "cifar10" and r.config.classes is None]
     return max(cifar10, key=lambda r: r.vra(r.config.radius), default=max(records, key=_images, default=None))
 
