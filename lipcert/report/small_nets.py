@@ -111,7 +111,7 @@ def proven(chain: nn.Sequential) -> float:
     """The bound that lipcert certifies with, over all layers of the chain."""
     dense = [layer for layer in chain.modules() if isinstance(layer, nn.Linear)]
     # Bounds of a chain leave its head out, so another one is appended; its weights do not matter.
-    head = nn.Linear(dense[-1].out_features, 1, device="meta").to_empty(device="cpu")
+    head = nn.Linear(dense[-1].out_features, 1, bias=False, device="meta").to_empty(device="cpu")
     nn.init.zeros_(head.weight)
     return chain_bounds(nn.Sequential(*chain, head), (dense[0].in_features,)).upper
 
