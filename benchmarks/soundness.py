@@ -5,25 +5,19 @@ S1 20, S2 and S3 3, S4 3, S5 10, S6 0, S7 2, S8 2, S9 1, S11 1, S12 2, S13 3.
 """
 
 import argparse
-import contextlib
 import copy
 import functools
 import hashlib
-import io
 import json
 import os
-import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from benchmarks import tightness
-from lipcert import checker
+from benchmarks import bundles, tightness
 from lipcert.attack.fields import Falsification
 from lipcert.bench import Claim, mutation_table
 from lipcert.bench.mutants import public_power_method
@@ -37,11 +31,10 @@ from lipcert.commands import own_bound, own_certify
 from lipcert.data import load_dataset, to_unit
 from lipcert.models import load
 from lipcert.models.stored import shipped
-from lipcert.paths import ROOT, results_dir
+from lipcert.paths import results_dir
 from lipcert.records import load_records
 from lipcert.report.checks import measuring, publish_checks
 
-CHECKER = ROOT / "lipcert" / "checker.py"
 CLAIMS = [Claim(g, a) for g in GUARANTEES for a in ("float64", "float32") if (g, a) != ("nominal", "float32")]
 
 
@@ -245,57 +238,6 @@ def float64_slack() -> float:
     return float((1 - executed.radius_B / nominal.radius_B)[far].max())
 
 
-def bundles(changes: int = 1000) -> None:
-    """S5: shipped certificates checked without torch, bytes changed at random, claims forged."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from forge import every_kind, honest
-    from forgeries import forgeries
-
-    target = "agrees on every image; 1,000 changed bytes and 200 forgeries rejected; 430 lines"
-    with measuring("S5", "independent checker", target) as found, tempfile.TemporaryDirectory() as temporary:
-        rows, wrong, images = [("bundle", "images", "exit code", "seconds")], 0, 0
-        for folder in sorted((results_dir() / "certificates").iterdir()):
-            start, count = (
-                time.perf_counter(),
-                json.loads((folder / "certificate.json").read_text())["counts"]["images"],
-            )
-            code = subprocess.run([sys.executable, CHECKER, folder], capture_output=True).returncode
-            rows.append((folder.name, f"{count:,}", str(code), f"{time.perf_counter() - start:.0f}"))
-            wrong, images = wrong + (code != 0), images + count
-        here = Path(temporary)
-        bundle = honest(every_kind())
-        folder, rng = bundle.write(here / "honest"), random.Random(1)
-        spared = 0
-        for _ in range(changes):
-            file = rng.choice(sorted(folder.iterdir()))
-            blob, place = file.read_bytes(), rng.randrange(file.stat().st_size)
-            file.write_bytes(blob[:place] + bytes([blob[place] ^ rng.randrange(1, 256)]) + blob[place + 1 :])
-            spared += _verdict(folder) != 1
-            file.write_bytes(blob)
-        believed, forged = [], 0
-        for name, change in forgeries():
-            false = bundle.copy()
-            change(false)
-            if _verdict(false.write(here / str(forged))) != 1:
-                believed.append(name)
-            forged += 1
-        lines = len(CHECKER.read_text().splitlines())
-        met = not (wrong or spared or believed) and lines <= 400 and _verdict(folder) == 0
-        found |= {
-            "measured": f"{len(rows) - 1} shipped bundles with {images:,} images checked in processes of their own, "
-            f"{wrong} disagreements; {changes - spared:,} of {changes:,} changed bytes and {forged - len(believed)} of "
-            f"{forged} forgeries with recomputed checksums rejected; {lines} lines",
-            "verdict": "met" if met else "fell short",
-            "numbers": {"bundles": len(rows) - 1, "images": images, "forgeries": forged, "believed": len(believed)},
-            "rows": tuple(rows),
-        }
-
-
-def _verdict(folder: Path) -> int:
-    with contextlib.redirect_stdout(io.StringIO()):
-        return checker.main([str(folder)])
-
-
 def attacks() -> None:
     """S10: what `lipcert attack` found, from its records."""
     with measuring("S10", "attacks inside the radius", "0 successes on all certified test images") as found:
@@ -325,7 +267,7 @@ GOALS: dict[str, Callable[[], None]] = {
     "S2": tightness.excesses,
     "S3": tightness.speeds,
     "S4": tightness.integers,
-    "S5": bundles,
+    "S5": bundles.bundles,
     "S6": guarantees,
     "S7": razor_edges,
     "S8": mutants,

@@ -143,7 +143,7 @@ def _train(options: argparse.Namespace) -> int:
 def _overrides(texts: Sequence[str]) -> dict[str, object]:
     import yaml
 
-    from lipcert.config import ConfigError, read_yaml
+    from lipcert.settings import ConfigError, read_yaml
 
     overrides = {}
     for text in texts:
@@ -241,7 +241,8 @@ def _readme(options: argparse.Namespace) -> int:
 
 
 def _params(options: argparse.Namespace) -> int:
-    from lipcert.config import TrainConfig, describe
+    from lipcert.config import TrainConfig
+    from lipcert.settings import describe
 
     print(describe(TrainConfig))
     return 0

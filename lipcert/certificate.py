@@ -1,7 +1,7 @@
 """The certificate bundle: a network, what is claimed about it, and the evidence, for `lipcert.checker` to prove again.
 
 The format is defined in book/bundle.md. Everything is rounded against the claim before it is written, so that a checker
-with another BLAS, hence other last bits, still covers it.
+with another BLAS, hence other last bits, still covers it. In l_inf there is no evidence: the network is enough.
 """
 
 import hashlib
@@ -25,14 +25,16 @@ from lipcert.chain import LayerBound, NotCertifiable, plain_chain
 from lipcert.data.dataset import Dataset, Split
 from lipcert.data.registry import DATASETS
 from lipcert.forward import AFFINE, places
+from lipcert.linf.layers import SortedDistance
 from lipcert.models.stored import write_chain
-from lipcert.program import FORK, JOIN, Fork, Join
+from lipcert.program import FORK, JOIN, Fork, Instruction, Join, instructions
 from lipcert.radius import Radius
 
 FORMAT = "lipcert certificate 1"
 NETWORK, EVIDENCE, CLAIMS = "network.safetensors", "evidence.safetensors", "certificate.json"
 _BITS = 31  # significant bits of a claimed number
 _SLACK = Fraction(1, 2**29)  # how far a claim stays away from what was proven, relative
+_APART = Fraction(1, 2**40)  # more of it for radii from l_inf margins, relative to logits: other proofs round elsewhere
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def write_bundle(
     Args:
         model: what was certified; its weights must be float32 numbers.
         certificates: executed, or real from a float64 pass; a nominal one is no proof and gets no bundle.
-        radii: at which correct and certified images are counted.
+        radii: at which correct and certified images are counted; an l_inf "interval" radius that was proven to reach
+            one of them is not rounded below it.
 
     Raises:
         NotCertifiable: certificates that are not a proof, or of other images. TypeError: a layer with no place in the
@@ -87,7 +90,8 @@ def write_bundle(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     write_chain(chain, partial / NETWORK)
-    save_file(_evidence(chain, certificates), partial / EVIDENCE)
+    if certificates.norm == "l2":
+        save_file(_evidence(chain, certificates), partial / EVIDENCE)
     (partial / CLAIMS).write_text(claims_text(_claims(chain, certificates, images, radii, partial)), encoding="ascii")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
@@ -113,32 +117,29 @@ def _braced(lines: list[str]) -> str:
 def _claims(
     chain: nn.Sequential, certificates: Certificates, images: Images, radii: tuple[str, ...], folder: Path
 ) -> dict[str, Any]:
-    bounds = certificates.bounds
-    layers, lower, claimed = _layer_claims(bounds.layers)
-    # A checker divides by the claimed upper ends, which are above the proven ones.
-    cost = Fraction(bounds.upper) / claimed if claimed else Fraction(1)
-    radius_N = torch.tensor([down(cost * Fraction(r)) for r in certificates.radius_B.tolist()], dtype=torch.float64)
-    # A radius so small that nothing is left of it after rounding claims nothing.
-    prediction_N = torch.where(radius_N > 0, certificates.prediction_B, ABSTAIN)
+    if certificates.norm == "l2":
+        constants, radius_N = _l2_claims(certificates)
+    else:
+        constants, radius_N = _linf_constants(chain, certificates.method), _linf_radii(certificates, radii)
+    # A radius so small that nothing is left of it after rounding claims nothing, unless the image itself was proven.
+    kept_N = (radius_N > 0) | (certificates.method == "interval")
+    prediction_N = torch.where(kept_N, certificates.prediction_B, ABSTAIN)
     labels_N = images.labels_N
     counts = {
         "certified": [[str(r), certified_correct(prediction_N, radius_N, labels_N, r)] for r in map(Radius, radii)],
         "clean": int((prediction_N == labels_N).sum()),
         "images": len(labels_N),
     }
+    evidence = [EVIDENCE] if certificates.norm == "l2" else []
     return {
         "format": FORMAT,
         "norm": certificates.norm,
         "method": certificates.method,
         "guarantee": certificates.guarantee,
         "arithmetic": certificates.arithmetic,
-        "effort": certificates.effort,
-        "input_shape": list(bounds.input_shape),
-        "layers": layers,
-        "lipschitz": {
-            "lower": _grid(lower, up=False).hex(),
-            "upper": _grid(claimed, up=True).hex(),
-        },
+        "effort": certificates.effort if certificates.norm == "l2" else "fast",
+        "input_shape": list(certificates.bounds.input_shape),
+        **constants,
         "data": {
             "classes": list(images.class_ids),
             "name": images.name,
@@ -153,9 +154,47 @@ def _claims(
             "radius": [radius.hex() for radius in radius_N.tolist()],
         },
         "counts": counts,
-        "network_sha256": _file_sha256(folder / NETWORK),
-        "evidence_sha256": _file_sha256(folder / EVIDENCE),
+        **{f"{file.split('.')[0]}_sha256": _file_sha256(folder / file) for file in [NETWORK, *evidence]},
     }
+
+
+def _l2_claims(certificates: Certificates) -> tuple[dict[str, Any], Tensor]:
+    """Constants, and radii that a checker finds with the claimed upper ends, which are above the proven ones."""
+    bounds = certificates.bounds
+    layers, lower, upper = _layer_claims(bounds.layers)
+    cost = Fraction(bounds.upper) / upper if upper else Fraction(1)
+    radius_N = torch.tensor([down(cost * Fraction(r)) for r in certificates.radius_B.tolist()], dtype=torch.float64)
+    return {"layers": layers, "lipschitz": _ends(lower, upper)}, radius_N
+
+
+def _linf_constants(chain: nn.Sequential, method: str) -> dict[str, Any]:
+    """Kinds and names of all layers and, for margins, constants: 1, or the sum of the weights of a mean."""
+    program = instructions(chain)
+    layers = [{"kind": type(layer).__name__, "name": name} for name, layer in program]
+    if method != "margin":
+        return {"layers": layers}
+    factors = [_constant(layer) for _, layer in program]
+    claims = [entry | _ends(factor, factor) for entry, factor in zip(layers, factors, strict=True)]
+    lower, upper = (math.prod(Fraction(float.fromhex(claim[end])) for claim in claims) for end in ("lower", "upper"))
+    return {"layers": claims, "lipschitz": _ends(lower, upper)}
+
+
+def _constant(layer: Instruction) -> Fraction:
+    return sum(map(Fraction, layer.coefficients().tolist())) if isinstance(layer, SortedDistance) else Fraction(1)
+
+
+def _linf_radii(certificates: Certificates, radii: tuple[str, ...]) -> Tensor:
+    """Rounded down; boxes were tried at the radii counted, and a checker tries the same ones."""
+    counted = [float(Radius(r)) for r in radii] if certificates.method == "interval" else []
+    rows, claims = zip(certificates.radius_B.tolist(), certificates.logits_BK.tolist(), strict=True), []
+    for radius, logits_K in rows:
+        lost = _APART * (1 + Fraction(max(map(abs, logits_K)))) if certificates.method == "margin" and radius else 0
+        claims.append(max([down(max(Fraction(radius) - lost, Fraction(0))), *(r for r in counted if r <= radius)]))
+    return torch.tensor(claims, dtype=torch.float64)
+
+
+def _ends(lower: Fraction, upper: Fraction) -> dict[str, str]:
+    return {"lower": _grid(lower, up=False).hex(), "upper": _grid(upper, up=True).hex()}
 
 
 def _layer_claims(bounds: Sequence[LayerBound]) -> tuple[list[dict[str, str]], Fraction, Fraction]:

@@ -18,12 +18,14 @@ from lipcert.margins import ABSTAIN, margin_radius, pair_radii
 from lipcert.radius import Radius
 
 GUARANTEES = ("nominal", "real", "executed")  # from the weakest to the strongest
+METHODS = {"l2": ("margin",), "linf": ("margin", "interval")}
 
 
 @dataclass(frozen=True, eq=False)
 class Certificates:
     """What is promised for each image: no perturbation of l2 norm at most `radius_B` changes `prediction_B`.
 
+    Of l_inf norm where `norm` is "linf"; where `method` is "interval", none that keeps pixels in [0, 1].
     `guarantee` says of which network: *executed*, of the one run in `arithmetic`, in any summation order; *real*, of
     the same weights in exact arithmetic; *nominal*, of neither strictly, since rounding in the forward pass is ignored.
 
@@ -67,6 +69,7 @@ def certify(
     arithmetic: str = "float64",
     bounds: ChainBounds | None = None,
     progress: Callable[[int], None] | None = None,
+    radii: Sequence["Radius | str | float"] = (),
 ) -> Certificates:
     """Certify every image: the largest radius at which every margin z_i - z_j is proven to stay positive.
 
@@ -81,17 +84,21 @@ def certify(
             nn.Linear; in evaluation mode.
         images_BCHW: (B, C, H, W) with pixels in [0, 1]; at least one image. Best in float64: k/255 in float32 is
             another image, 1e-6 away.
-        norm: "l2". method: "margin". effort: as in `norm_bound`.
+        norm: "l2" or "linf". effort: as in `norm_bound`; no matter in l_inf.
+        method: "margin", or in l_inf "interval": boxes pushed through the network, clipped to pixels in [0, 1]
+            (`lipcert.linf.interval`), for chains of distance and conventional layers alike.
         guarantee: "nominal", "real" or "executed". Asking for more than the code can prove raises.
         arithmetic: "float64" or "float32": what the network is run in (executed), what this pass runs in (real).
         bounds: constants of this very chain from `chain_bounds`, to save computing them again.
         progress: called with the number of images done.
+        radii: with "interval", radii to try exactly, before the search for the largest.
 
     Raises:
         NotCertifiable: a request, model or input for which nothing can be promised.
         TypeError: a layer without a bound, by name and place.
     """
-    return certify_each(model, images_BCHW, [(guarantee, arithmetic)], norm, method, effort, bounds, progress)[0]
+    wanted = [(guarantee, arithmetic)]
+    return certify_each(model, images_BCHW, wanted, norm, method, effort, bounds, progress, radii)[0]
 
 
 @torch.no_grad()
@@ -104,8 +111,14 @@ def certify_each(
     effort: str = "fast",
     bounds: ChainBounds | None = None,
     progress: Callable[[int], None] | None = None,
+    radii: Sequence["Radius | str | float"] = (),
 ) -> list[Certificates]:
     """`certify` for several (guarantee, arithmetic) at once, from as few forward passes as they need."""
+    if method == "interval":
+        from lipcert.linf.certify import interval_certificates
+
+        chain = _checked(model, images_BCHW, wanted, norm, method)
+        return interval_certificates(chain, images_BCHW, wanted, effort, bounds, radii, progress)
     found = []
     for evidence in gather_evidence(model, images_BCHW, wanted, norm, method, effort, bounds, progress):
         results = margin_radius(evidence.logits_BK, *evidence.constants)
@@ -165,10 +178,13 @@ def gather_evidence(
 
     Arguments and errors are those of `certify`.
     """
-    for guarantee, arithmetic in wanted:
-        _check_request(norm, method, guarantee, arithmetic)
-    chain = plain_chain(model)
-    _check_images(images_BCHW)
+    chain = _checked(model, images_BCHW, wanted, norm, method)
+    if method != "margin":
+        raise NotCertifiable(f"method={method!r}: margins alone are evidence for this; use method='margin'")
+    if norm == "linf":
+        from lipcert.linf.certify import margin_evidence
+
+        return margin_evidence(chain, images_BCHW, wanted, effort, bounds, progress)
     shape = tuple(images_BCHW.shape[1:])
     if bounds is None:
         bounds = chain_bounds(chain, shape, effort)
@@ -176,8 +192,6 @@ def gather_evidence(
         raise NotCertifiable(
             f"bounds: proven for other weights, layers, image shape or effort than {shape}, {effort!r}; leave them out"
         )
-    if any(arithmetic == "float32" for _, arithmetic in wanted):
-        _check_float32(chain)
     passes = {key: run_chain(chain, images_BCHW, *key, progress) for key in passes_for(wanted)}
     return [_evidence(chain, passes[_pass_for(*claim)], bounds, *claim) for claim in wanted]
 
@@ -227,6 +241,19 @@ def check_labels(labels_B: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
+def _checked(
+    model: nn.Module, images_BCHW: Tensor, wanted: Sequence[tuple[str, str]], norm: str, method: str
+) -> nn.Sequential:
+    """The plain chain of a request that makes sense."""
+    for guarantee, arithmetic in wanted:
+        _check_request(norm, method, guarantee, arithmetic)
+    chain = plain_chain(model)
+    _check_images(images_BCHW)
+    if any(arithmetic == "float32" for _, arithmetic in wanted):
+        _check_float32(chain)
+    return chain
+
+
 def _check_float32(chain: nn.Sequential) -> None:
     for name, tensor in chain.state_dict().items():
         if not torch.equal(tensor.float().to(tensor.dtype), tensor):
@@ -235,8 +262,8 @@ def _check_float32(chain: nn.Sequential) -> None:
 
 def _check_request(norm: str, method: str, guarantee: str, arithmetic: str) -> None:
     for key, value, known in (
-        ("norm", norm, ("l2",)),
-        ("method", method, ("margin",)),
+        ("norm", norm, tuple(METHODS)),
+        ("method", method, METHODS.get(norm, ())),
         ("guarantee", guarantee, GUARANTEES),
         ("arithmetic", arithmetic, tuple(FORMATS)),
     ):

@@ -191,7 +191,7 @@ def chain_bounds(chain: nn.Sequential, input_shape: tuple[int, ...], effort: str
 
     Raises:
         TypeError: a layer without a bound (named, with its place) or a last layer that is not nn.Linear.
-        ValueError: weights that are not finite, or sizes that do not fit.
+        NotCertifiable: a weight or bias that is not finite (named), or sizes that do not fit.
     """
     head = chain[-1] if len(chain) else None
     if type(head) is not nn.Linear:
@@ -272,7 +272,7 @@ def _check_finite(name: str, upper: float) -> None:
 
 
 def _check_layer(name: str, layer: nn.Module, shape: tuple[int, ...]) -> None:
-    """Refuse what has no bound, and settings and inputs under which a layer does something else than its name says."""
+    """Refuse what has no bound, what is not finite, and settings and inputs under which a layer's name misleads."""
     if type(layer) not in (*_ONE_LIPSCHITZ, nn.Conv2d, nn.Linear):
         raise TypeError(f"no l2 bound for {type(layer).__name__} at {name!r}: give the layer a bound or remove it")
     if type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) != (1, -1):
@@ -283,6 +283,12 @@ def _check_layer(name: str, layer: nn.Module, shape: tuple[int, ...]) -> None:
         raise TypeError(f"ZeroPad2d {name!r} on an input of shape {shape}: must be (C, H, W)")
     if type(layer) is Shift and not (isinstance(layer.amount, float) and math.isfinite(layer.amount)):
         raise TypeError(f"Shift {name!r} by {layer.amount!r}: must be one finite float")
+    for key, tensor in layer.state_dict().items():
+        if not (finite := tensor.isfinite()).all():
+            raise NotCertifiable(
+                f"{name}.{key} holds {tensor[~finite][0].item()}: every weight and bias must be finite; "
+                "load or train the network again"
+            )
 
 
 def _distances_up(weight_KF: Tensor) -> Tensor:

@@ -23,6 +23,18 @@ Residual blocks x + f(x) stand between Fork and Join. Lip(f) <= c proves 1 - c <
 x, e, d, g, P as x', e', d', g', P'; a Join adds x' to x and, by the triangle inequality, the rest to the rest:
     join:    P -> P' + P,  e -> e' + e + u ||x||,  d -> d' + d + U (1 + 2U) (||x|| + g' + g)  with the new x
 as the deployed sum, of which an addition may lose the share U, is within g' + g of the sum computed here.
+Norm l_inf. A box is pushed through the layers: all images within r of the one named (method "margin"), or those of them
+with pixels in [0, 1] ("interval"). Its ends enclose whatever reaches the next layer from anywhere in it, in exact
+arithmetic (real) or as deployed (executed; its ends are then numbers of that arithmetic, and take in 0 if closer to it
+than V). Comparing, copying, negating: ends go to ends. A sum or difference of two is monotone, and so is rounding: if
+executed, its values at the ends, rounded as deployed, enclose all others without any error term; if real, one step
+outward undoes the rounding. For x from low to high, |x - w| is from max(0, low - w, w - high) to max(high - w, w - low),
+differences as above, and the k-th largest is monotone in all of them. Of k products, W x + b is within |W| s of W c + b,
+for c in the middle and s >= |x - c|; this pass, in float64, and a deployed one err by gamma_{k+3} (|W| max|x| + |b|),
+k+1 for the sum, the rest for differences of rows and for moving ends. Underflow adds V (4 (k+3) + k (max|W| + max|x|)).
+tanh is monotone, and taken to be within 16 roundoffs of the true value in both runs. Prediction p holds if the low end
+of z_p is above all other high ends or, of a last dense layer, if that of (w_p - w_j) x + b_p - b_j is above the errors
+of both. Of 1-Lipschitz layers the box is z_j - r to z_j + r but for roundings, which is the margin rule.
 Shapes: G groups, O outputs, I inputs of a group, K terms, T taps, C channels, B images, H W pixels, N classes.
 """
 
@@ -50,15 +62,23 @@ CONVOLUTION = "in_channels out_channels kernel_size stride padding dilation grou
 ARGUMENTS = {"Conv2d": CONVOLUTION, "Linear": "in_features out_features bias", "Shift": "amount", "MinMax": ""}
 ARGUMENTS |= {"ZeroPad2d": "padding", "Flatten": "start_dim end_dim", "ReLU": "", "Identity": ""}
 ARGUMENTS |= {"Fork": "", "Join": ""}  # ends of a residual block
+ARGUMENTS |= {"Distance": "in_features out_features", "SortedDistance": "in_features out_features keep terms"}
+ARGUMENTS |= {"DistanceConv": "in_channels out_channels kernel_size stride padding", "Negate": "", "Tanh": ""}
+DISTANCES = ("Distance", "SortedDistance", "DistanceConv")
+REFUSED = {("l2", "margin"): (*DISTANCES, "Negate", "Tanh"), ("linf", "interval"): ()}  # by norm and method
+REFUSED["linf", "margin"] = "Conv2d", "Linear", "Tanh", "Fork", "Join"  # what may stretch
 FORM = {"name": '".+"', "kind": '".+"', "bias": "true|false", "amount": r"-?\d+(\.\d+(e[+-]\d+)?|e[+-]\d+)"}
 FORM |= {"padding_mode": '"zeros"|"circular"', "padding": r'"same"|"valid"|\[\d+(, \d+){1,3}\]', "start_dim": "1"}
 FORM |= {"end_dim": "-1"} | dict.fromkeys(("kernel_size", "stride", "dilation"), r"\[[1-9]\d*, [1-9]\d*\]")
+FORM |= {"keep": r"1(\.0)?|0\.\d+|[1-9](\.\d+)?e-\d+"}
+SQUARE = {"kernel_size": r"[1-9]\d*", "stride": r"[1-9]\d*", "padding": r"\d+"}  # of a DistanceConv
 PIXEL = dict.fromkeys(("kernel_size", "stride", "dilation"), (1, 1))  # a dense layer is a convolution of one pixel
-PIXEL |= {"padding": (0, 0), "padding_mode": "zeros", "groups": 1, "amount": 0.0}
+PIXEL |= {"padding": (0, 0), "padding_mode": "zeros", "groups": 1, "amount": 0.0, "bias": True, "terms": 1}
 KNOWN = rb'"(real",\n"arithmetic": "float64|executed",\n"arithmetic": "float(32|64))",\n"effort": "(fast|tight|exact)"'
 DATA = {"digits": ("all", 16), "mnist": ("test", 255), "cifar10": ("test", 255), "cifar100": ("test", 255)}
 FORMATS = {"float64": (2.0**-53, 2.0**-1022), "float32": (2.0**-24, 2.0**-126)}  # unit roundoff, smallest normal number
 UP, TINY = 1 + 2.0**-40, 2.0**-450  # above what a layer's sums and products of non-negative floats lose
+SPAN = 2**16  # distances held at a time
 BLOCK, WIDEST, COLUMNS = 320, 12288, 2**20  # unknowns in a block and in a row of blocks; entries of a batch's matrix
 whole = np.vectorize(int, [object])  # arrays of Python's integers
 
@@ -85,15 +105,17 @@ def read_tensors(blob: bytes, file: str) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def read_layer(entry: dict, shape: tuple[int, ...], stored: dict[str, np.ndarray]) -> SimpleNamespace:
-    """The layer's arguments, its shapes before and after, and what it does; for affine ones see `read_affine`."""
+    """The layer's arguments, its shapes before and after, and what it does; for weights see `read_weights`."""
     kind, what = entry["kind"], f"{entry['kind']} {entry['name']!r}"
     require(list(entry) == ["name", "kind", *ARGUMENTS[kind].split()], f"{what}: takes '{ARGUMENTS[kind]}', in order")
-    wrong = [key for key in entry if not re.fullmatch(FORM.get(key, r"[1-9]\d*"), json.dumps(entry[key]))]
+    form = FORM | (SQUARE if kind == "DistanceConv" else {})
+    wrong = [key for key in entry if not re.fullmatch(form.get(key, r"[1-9]\d*"), json.dumps(entry[key]))]
     require(not wrong, f"{what}: {', '.join(wrong)} of {entry} not admissible")
     layer = SimpleNamespace(**PIXEL | entry, what=what, shape=shape, after=shape, lower=1.0, upper=1.0)
-    layer.affine, layer.apply = kind in ("Conv2d", "Linear"), lambda x: x - layer.amount  # 0 but for a Shift
-    if layer.affine:
-        read_affine(layer, *list(entry.values())[2:4], stored)
+    layer.affine, layer.shares = kind in ("Conv2d", "Linear"), [1.0]
+    layer.apply = lambda x: x - layer.amount  # 0 but for a Shift
+    if layer.affine or kind in DISTANCES:
+        read_weights(layer, *list(entry.values())[2:4], stored)
     elif kind == "ReLU":
         layer.apply = lambda x: np.maximum(x, 0)
     elif kind == "MinMax":
@@ -108,14 +130,14 @@ def read_layer(entry: dict, shape: tuple[int, ...], stored: dict[str, np.ndarray
     return layer
 
 
-def read_affine(layer: SimpleNamespace, ins: int, outs: int, stored: dict[str, np.ndarray]) -> None:
+def read_weights(layer: SimpleNamespace, ins: int, outs: int, stored: dict[str, np.ndarray]) -> None:
     """Make it a convolution, weight_GOIT and bias_O; arrays of two numbers are vertical and horizontal."""
-    dense, groups, layer.circular = layer.kind == "Linear", layer.groups, layer.padding_mode == "circular"
+    dense, groups, layer.circular = "in_features" in vars(layer), layer.groups, layer.padding_mode == "circular"
     keys = layer.kernel_size, layer.stride, layer.dilation, (*layer.shape, 1, 1)[1:3]
-    layer.taps, layer.stride, layer.gap, layer.sizes = map(np.array, keys)
+    layer.taps, layer.stride, layer.gap, layer.sizes = (np.ones(2, int) * key for key in keys)
     layer.extent = layer.gap * (layer.taps - 1) + 1
     named = {"same": [(layer.extent - 1) // 2, layer.extent // 2], "valid": [[0, 0], [0, 0]]}
-    layer.ends = np.array(named[layer.padding] if type(layer.padding) is str else [layer.padding] * 2).reshape(2, 2)
+    layer.ends = np.array(named[layer.padding] if type(layer.padding) is str else [[1, 1] * np.array(layer.padding)] * 2)
     layer.outputs = (layer.sizes + layer.ends.sum(0) - layer.extent) // layer.stride + 1
     fits = len(layer.shape) == (1 if dense else 3) and layer.shape[0] == ins and ins % groups == outs % groups == 0
     fits = fits and (layer.outputs > 0).all() and (layer.padding != "same" or (layer.stride == 1).all())
@@ -123,12 +145,18 @@ def read_affine(layer: SimpleNamespace, ins: int, outs: int, stored: dict[str, n
     fits = fits and (once or not layer.circular)  # round a circle twice, a tap would repeat pixels
     layer.after = (outs,) if dense else (outs, *layer.outputs.tolist())
     weight = stored.pop(f"{layer.name}.weight")
-    bias = stored.pop(f"{layer.name}.bias") if layer.bias else np.zeros(outs, np.float32)
-    fits = fits and weight.shape == (outs, ins // groups, *layer.kernel_size)[: 2 if dense else 4]
-    fits = fits and bias.shape == (outs,) and weight.dtype == bias.dtype == np.float32
+    constant = f"{layer.name}.bias" if layer.affine else f"{layer.name}.shift"
+    bias = stored.pop(constant) if layer.bias else np.zeros(outs, np.float32)
+    fits = fits and weight.shape == (outs, ins // groups, *layer.taps)[: 2 if dense else 4]
+    fits = fits and layer.terms <= ins and bias.shape == (outs,) and weight.dtype == bias.dtype == np.float32
     require(fits, f"{layer.what}: it, its float32 tensors and its input {layer.shape} must fit each other")
-    layer.weight_GOIT = weight.astype(float).reshape(groups, outs // groups, ins // groups, -1)
-    layer.bias_O, layer.magnitude = bias.astype(float), magnitude(layer)
+    form = float if layer.affine else np.float32
+    layer.weight_GOIT = weight.astype(form).reshape(groups, outs // groups, ins // groups, -1)
+    layer.bias_O, layer.magnitude = bias.astype(form), magnitude(layer) if layer.affine else 0.0
+    if layer.kind == "SortedDistance":
+        q = layer.keep
+        exact = [q * (1 - q) ** t / (1 - (1 - q) ** layer.terms) for t in reversed(range(layer.terms))]
+        layer.shares = [float(np.float32(share * (1 - 2.0**-22))) for share in exact]
 
 
 def gamma(terms: int, unit: float = 2.0**-53) -> Fraction:
@@ -293,6 +321,117 @@ def forward(layers: list, x: np.ndarray, p_B: np.ndarray, r_B: np.ndarray, arith
     return z_NB, (m * e + own) * UP + TINY, held_NB.all(0)
 
 
+def distances(layer: SimpleNamespace, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Low and high ends of the largest |x - w|, ascending, as numbers of this format: (2, images and places, O, T)."""
+    low_NI, high_NI = (np.ascontiguousarray(columns(layer, end, 1)[0].T) for end in (low, high))
+    weight_OI, terms = layer.weight_GOIT.reshape(-1, low_NI.shape[1]).astype(low.dtype), layer.terms
+    ends_2NOT = np.empty((2, len(low_NI), len(weight_OI), terms), low.dtype)
+    rows, outs = (max(1, SPAN // entries) for entries in (weight_OI.size, weight_OI.shape[1]))
+    for row, out in itertools.product(range(0, len(low_NI), rows), range(0, len(weight_OI), outs)):
+        some, here = weight_OI[out : out + outs], np.s_[row : row + rows, out : out + outs]
+        over, under = high_NI[row : row + rows, None] - some, some - low_NI[row : row + rows, None]
+        if terms == 1:
+            ends_2NOT[0][here] = -np.minimum(over.min(2), under.min(2))[..., None]
+            ends_2NOT[1][here] = np.maximum(over.max(2), under.max(2))[..., None]
+        else:
+            for end, values in enumerate((-np.minimum(over, under), np.maximum(over, under))):
+                ends_2NOT[end][here] = np.sort(np.partition(values, -terms, 2)[..., -terms:], 2)
+    return ends_2NOT
+
+
+def room(spread: np.ndarray, size: np.ndarray, terms: int, largest: np.ndarray, forms: list) -> tuple:
+    """How far from the middle computed here sums of products can be, if exact ones can by `spread`; and their size."""
+    lost = sum(smallest for _, smallest in forms) * UP * (4 * (terms + 3) + terms * largest)
+    grown, units = 1 + 3 * float(gamma(terms + 3)), sum(float(gamma(terms + 3, unit)) for unit, _ in forms)
+    size = (size + lost) * grown
+    return ((spread + lost) * grown + units * size + 2 * lost) * UP + TINY, size
+
+
+def affine(layer: SimpleNamespace, low: np.ndarray, high: np.ndarray, forms: list, ahead: int | None = None) -> list:
+    """Ends of W x + b and bounds on its partial sums; if `ahead` is a class, of its logit minus every logit."""
+    low_GKN, high_GKN = (columns(layer, end.astype(float), layer.groups) for end in (low, high))
+    centre, most, terms = (low_GKN + high_GKN) / 2, np.maximum(-low_GKN, high_GKN), low_GKN.shape[1]
+    reach = np.maximum(high_GKN - centre, centre - low_GKN) * (1 + 2.0**-51)
+    weight, bias = layer.weight_GOIT.reshape(layer.groups, -1, terms), layer.bias_O.reshape(layer.groups, -1, 1)
+    size, constant = abs(weight), abs(bias)
+    if ahead is not None:
+        weight, bias = weight[:, [ahead]] - weight, bias[:, [ahead]] - bias
+        size, constant = size[:, [ahead]] + size, constant[:, [ahead]] + constant
+    largest = size.max() + most.max((0, 1))
+    gap, size = room(abs(weight) @ reach, size @ most + constant, terms, largest, forms)
+    middle = weight @ centre + bias
+    return [values.reshape(-1, low.shape[1], *layer.outputs) for values in (middle - gap, middle + gap, size)]
+
+
+def through(layer: SimpleNamespace, low: np.ndarray, high: np.ndarray, run: SimpleNamespace) -> tuple:
+    """The box behind a layer, and bounds on its partial sums."""
+    kind, size, images = layer.kind, np.zeros_like(low), low.shape[1]
+    if layer.affine:
+        low, high, size = affine(layer, low, high, run.forms)
+    elif kind in DISTANCES:
+        shift, sizes = layer.bias_O.astype(run.form), abs(np.append(layer.weight_GOIT, layer.bias_O))
+        fine = not run.executed or not ((sizes > 0) & (sizes < run.smallest)).any()
+        require(fine, f"{layer.what}: numbers below {run.smallest} may be read as 0")
+        low, high = run.step(*distances(layer, low, high))
+        low, most, size = low.clip(0), 1 + high.max(2), np.zeros_like(high[..., 0])
+        if kind == "SortedDistance":
+            low, high = (end.astype(float) @ layer.shares for end in (low, high))
+            gap, size = room(0.0, high + abs(shift), layer.terms, most, run.forms)
+            low, high = low + shift - gap, high + shift + gap
+        else:
+            low, high = low[..., 0] + shift, high[..., 0] + shift
+        low, high, size = (end.T.reshape(-1, images, *layer.outputs) for end in (low, high, size))
+    elif kind == "Negate":
+        return -high, -low, size
+    elif kind == "Shift":
+        near = run.form.type(layer.amount)  # it may be rounded first, or be read as 0
+        far = np.nextafter(near, run.form.type(np.copysign(np.inf, layer.amount - float(near))))
+        read = np.array([near, near if float(near) == layer.amount else far, near * (abs(near) >= run.smallest)])
+        low, high = low - read.max(), high - read.min()
+    elif kind == "Tanh":
+        ends = [np.tanh(end.astype(float)) for end in (low, high)]
+        gaps = [abs(end) * (16 * UP * sum(unit for unit, _ in run.forms)) + 8 * run.smallest for end in ends]
+        low, high = np.nextafter(ends[0] - gaps[0], -2), np.nextafter(ends[1] + gaps[1], 2)
+    elif kind == "Join":
+        low, high = (before + end for before, end in zip(run.held.pop(), (low, high), strict=True))
+    else:
+        run.held += [(low, high)] if kind == "Fork" else []
+        return layer.apply(low), layer.apply(high), size
+    return *run.step(low, high), size
+
+
+@np.errstate(all="ignore")
+def boxes(layers: list, x: np.ndarray, p_B: np.ndarray, r_B: np.ndarray, arithmetic: str, executed: bool, clip: bool):
+    """Which images are proven to keep prediction p in the l_inf ball of radius r, or in its part with real pixels."""
+    form, V, all_but_B, many = np.dtype(arithmetic), FORMATS[arithmetic][1], (0, 2, 3), np.arange(len(p_B))
+    forms = [FORMATS["float64"], *[FORMATS[arithmetic]] * executed]
+
+    def step(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        low, high = low.astype(form), high.astype(form)  # to nearest: monotone, and keeps what the deployed run can be
+        if executed:
+            return np.where((low > 0) & (low < V), 0, low), np.where((high < 0) & (high > -V), 0, high)
+        return np.nextafter(low, -np.inf), np.nextafter(high, np.inf)
+
+    run = SimpleNamespace(form=form, forms=forms, smallest=V, executed=executed, step=step, held=[])
+    low = np.nextafter(np.nextafter(x, -1) - r_B[:, None, None], -np.inf)  # x is within a step of the exact pixel
+    high = np.nextafter(np.nextafter(x, 2) + r_B[:, None, None], np.inf)
+    low, high = step(low.clip(0), high.clip(None, 1)) if clip else step(low, high)
+    fine_B, head = np.ones(len(p_B), bool), layers[-1] if layers[-1].kind == "Linear" else None
+    for layer in layers[:-1] if head else layers:
+        low, high, size = through(layer, low, high, run)
+        fine_B &= (np.isfinite(low) & np.isfinite(high)).all(all_but_B) & (size * V * UP < 1).all(all_but_B)
+    if head:
+        above_NB = np.zeros((head.out_features, len(p_B)), bool)
+        for p in np.unique(p_B):
+            mine = p_B == p
+            apart, _, size = affine(head, low[:, mine], high[:, mine], forms, p)
+            above_NB[:, mine] = ((apart > 0) & (size * V * UP < 1))[:, :, 0, 0]
+    else:
+        above_NB = high[:, :, 0, 0] < low[p_B, many, 0, 0]
+    above_NB[p_B, many] = True
+    return above_NB.all(0) & fine_B
+
+
 def read_images(name: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (images, C, H, W) uint8, labels int64. FileNotFoundError: they are not here."""
     if name == "digits":
@@ -315,25 +454,34 @@ def read_images(name: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def read_bundle(folder: Path, root: Path, bounds_only: bool) -> SimpleNamespace:
     """All there is, with images if they are here; the text of the claims must be the one that follows from the rest."""
-    require(sorted(os.listdir(folder)) == FILES, f"{folder}: must hold exactly {', '.join(FILES)}")
-    text, evidence, network = ((folder / file).read_bytes() for file in FILES)
-    (none, vectors), (metadata, stored) = read_tensors(evidence, FILES[1]), read_tensors(network, FILES[2])
-    claims, entries, layers, x_BCHW = json.loads(text), json.loads(metadata["geometry"]), [], None
+    claims = json.loads((folder / FILES[0]).read_bytes())
+    norm, method, files = claims["norm"], claims["method"], FILES if claims["norm"] == "l2" else FILES[::2]
+    known = (norm, method) in REFUSED and sorted(os.listdir(folder)) == files
+    require(known, f"{folder}: must hold exactly {', '.join(files)}; norm={norm!r}, method={method!r}: must be known")
+    text, *evidence, network = ((folder / file).read_bytes() for file in files)
+    none, vectors = read_tensors(*evidence, FILES[1]) if evidence else ({}, {})
+    (metadata, stored), layers, x_BCHW = read_tensors(network, FILES[2]), [], None
+    entries = json.loads(metadata["geometry"])
     forks: list[int] = []
     shape = tuple(int(size) for size in claims["input_shape"])
     for entry in entries:
         layers.append(layer := read_layer(entry, layers[-1].after if layers else shape, stored))
+        require(layer.kind not in REFUSED[norm, method], f"{layer.what}: has no place in norm {norm!r} by {method!r}")
         if layer.kind == "Fork":
             forks.append(len(layers))
         if layer.kind == "Join":
             fits = forks and forks[-1] + 1 < len(layers) and layers[forks.pop() - 1].shape == layer.shape
             require(fits, f"{layer.what}: needs its Fork, a branch and their shape, which is {layer.shape} here")
-    alone = metadata == {"geometry": json.dumps(entries)} and not stored and not none and layers[-1].kind == "Linear"
-    alone = alone and not forks
+    alone = metadata == {"geometry": json.dumps(entries)} and not stored and not none and not forks
+    alone = alone and (layers[-1].kind == "Linear" if norm == "l2" else len(layers[-1].after) == 1)
     require(alone and len({x.name for x in layers}) == len(layers), f"{FILES[2]}: must hold layers, each once, only")
-    for layer, claim in zip(rest := layers[:-1], claims["layers"], strict=True):
-        layer.lower, layer.upper = float.fromhex(claim["lower"]), float.fromhex(claim["upper"])
-    ends, data = [float.fromhex(claims["lipschitz"][end]) for end in ("lower", "upper")], claims["data"]
+    rest, data, ends = layers[:-1] if norm == "l2" else layers, claims["data"], []
+    program = [{"kind": layer.kind, "name": layer.name} for layer in rest]
+    if method == "margin":
+        ends = [float.fromhex(claims["lipschitz"][end]) for end in ("lower", "upper")]
+        for layer, claim, line in zip(rest, claims["layers"], program, strict=True):
+            layer.lower, layer.upper = float.fromhex(claim["lower"]), float.fromhex(claim["upper"])
+            line |= {"lower": layer.lower.hex(), "upper": layer.upper.hex()}
     index, label, prediction = (np.array(claims["images"][key], int) for key in ("index", "label", "prediction"))
     radius, name = np.array([float.fromhex(r) for r in claims["images"]["radius"]]), data["name"]
     classes, digest, (part, scale) = [int(i) for i in data["classes"]], data["sha256"], DATA[name]
@@ -345,16 +493,16 @@ def read_bundle(folder: Path, root: Path, bounds_only: bool) -> SimpleNamespace:
             label, x_BCHW = np.array([classes.index(i) for i in labels_B[index]]), pixels_BCHW[index] / float(scale)
     right = radius[prediction == label].tolist()
     counts = [[r, sum(Fraction(r) <= Fraction(x) for x in right)] for r, _ in claims["counts"]["certified"]]
-    again = {"format": "lipcert certificate 1", "norm": "l2", "method": "margin"}
-    again |= {key: claims[key] for key in ("guarantee", "arithmetic", "effort")} | {"input_shape": list(shape)}
-    again["layers"] = [{"kind": x.kind, "lower": x.lower.hex(), "name": x.name, "upper": x.upper.hex()} for x in rest]
-    again["lipschitz"] = {"lower": ends[0].hex(), "upper": ends[1].hex()}
+    again = {"format": "lipcert certificate 1", "norm": norm, "method": method, "guarantee": claims["guarantee"]}
+    again |= {"arithmetic": claims["arithmetic"], "effort": claims["effort"] if norm == "l2" else "fast"}
+    again |= {"input_shape": list(shape), "layers": program}
+    again |= {"lipschitz": {"lower": ends[0].hex(), "upper": ends[1].hex()}} if ends else {}
     again["data"] = {"classes": classes, "name": name, "part": part, "scale": scale, "sha256": digest}
     again["images"] = {"index": index.tolist(), "label": label.tolist(), "prediction": prediction.tolist()}
     again["images"]["radius"] = [value.hex() for value in radius.tolist()]
     again["counts"] = {"certified": counts, "clean": len(right), "images": len(index)}
     again["network_sha256"] = hashlib.sha256(network).hexdigest()
-    again["evidence_sha256"] = hashlib.sha256(evidence).hexdigest()
+    again |= {f"{FILES[1][:8]}_sha256": hashlib.sha256(blob).hexdigest() for blob in evidence}
     lines = [f'"{key}": {json.dumps(value, separators=(",", ":"), sort_keys=True)}' for key, value in again.items()]
     digest = hashlib.sha256(("{\n" + ",\n".join(lines) + "\n}\n").encode("ascii")).hexdigest()
     lines = ["{", *(f"{line}," for line in lines), f'"sha256": "{digest}"', "}", ""]
@@ -368,38 +516,46 @@ def read_bundle(folder: Path, root: Path, bounds_only: bool) -> SimpleNamespace:
 def check(folder: Path, root: Path, bounds_only: bool = False) -> tuple[int, str]:
     """Exit code 0 or 3 and what was proven; any error at all means that it was not."""
     start, it = time.perf_counter(), read_bundle(folder, root, bounds_only)
-    p_B, r_B, kinds, logits_BN = it.prediction, it.radius, len(it.classes), it.vectors.pop("logits")
+    p_B, r_B, kinds = it.prediction, it.radius, len(it.classes)
     guarantee, arithmetic, effort = (it.claims[key] for key in ("guarantee", "arithmetic", "effort"))
     fits = (np.diff(it.index) > 0).all() and it.index[0] >= 0 and (np.diff(it.classes) > 0).all()
-    fits = fits and kinds == it.layers[-1].out_features and ((p_B < kinds) & (p_B >= np.where(r_B == 0, -1, 0))).all()
+    fits = fits and it.layers[-1].after == (kinds,) and ((p_B < kinds) & (p_B >= np.where(r_B == 0, -1, 0))).all()
     require(fits, "index, classes: must ascend, one class a logit; prediction: must be a class, or -1 with radius 0")
-    fits = logits_BN.dtype == float and logits_BN.shape == (len(p_B), kinds)
-    fits = fits and set(it.vectors) == {f"vector.{layer.name}" for layer in it.rest if layer.affine}
-    require(fits, f"{FILES[1]}: must hold float64 logits of every image, a vector of every affine layer but the last")
+    if it.norm == "l2":
+        logits_BN = it.vectors.pop("logits")
+        fits = logits_BN.dtype == float and logits_BN.shape == (len(p_B), kinds)
+        fits = fits and set(it.vectors) == {f"vector.{layer.name}" for layer in it.rest if layer.affine}
+        require(fits, f"{FILES[1]}: must hold float64 logits of every image, a vector of affine layers but the last")
     lower, upper, held = Fraction(1), Fraction(1), []
-    for layer in it.rest:
-        low = high = Fraction(1)
+    for layer in it.rest if it.ends else ():
+        low = high = sum(map(Fraction, layer.shares))
         if layer.kind == "Join":
             low, high, (lower, upper) = max(1 - upper, Fraction(0)), 1 + upper, held.pop()
         if layer.affine:
             prove_layer(layer, it.vectors[f"vector.{layer.name}"], effort == "exact")
         else:
             encloses = Fraction(layer.lower) <= low and high <= Fraction(layer.upper)
-            require(encloses, f"{layer.what}: its ends must enclose 1, of a Join 1 - c and 1 + c")
+            require(encloses, f"{layer.what}: its ends must enclose {float(low)!r} and {float(high)!r}")
         if layer.kind == "Fork":
             held.append((lower, upper))
             lower = upper = Fraction(1)
         lower, upper = lower * Fraction(layer.lower), upper * Fraction(layer.upper)
-    require(it.ends[0] <= lower and upper <= it.ends[1], f"lipschitz={it.ends}: must enclose the layers' products")
-    said = f"network {it.again['network_sha256'][:16]}, Lipschitz constant from {it.ends[0]:.6g} to {it.ends[1]:.6g}"
-    said, middle = f"{said}, {effort} ({time.perf_counter() - start:.1f} s)", time.perf_counter()
+    said = f"network {it.again['network_sha256'][:16]}, {it.norm} by {it.method}"
+    if it.ends:
+        require(it.ends[0] <= lower and upper <= it.ends[1], f"lipschitz={it.ends}: must enclose the layers' products")
+        said += f", Lipschitz constant from {it.ends[0]:.6g} to {it.ends[1]:.6g}, {effort}"
+    said, middle = f"{said} ({time.perf_counter() - start:.1f} s)", time.perf_counter()
     if it.x_BCHW is None:
         return 3, f"{said}; images not checked, {'as asked' if bounds_only else f'not found in {root}'}"
-    work = max(layer.weight_GOIT[:, 0].size * math.prod(layer.outputs) for layer in it.layers if layer.affine)
+    work = max(x.weight_GOIT[:, 0].size * math.prod(x.outputs) for x in it.layers if "weight_GOIT" in vars(x))
     for some in np.array_split(np.arange(len(p_B)), -(-len(p_B) * work // COLUMNS)):
         x_CBHW, executed = it.x_BCHW[some].transpose(1, 0, 2, 3), guarantee == "executed"
-        z_NB, off_NB, held_B = forward(it.layers, x_CBHW, p_B[some], r_B[some], arithmetic, executed)
-        close_B = (abs(z_NB.T - logits_BN[some]) <= 2 * off_NB.T).all(1)
+        asked = it.layers, x_CBHW, p_B[some], r_B[some], arithmetic, executed
+        if it.norm == "l2":
+            z_NB, off_NB, held_B = forward(*asked)
+            close_B = (abs(z_NB.T - logits_BN[some]) <= 2 * off_NB.T).all(1)
+        else:
+            held_B, close_B = boxes(*asked, it.method == "interval"), p_B[some] == p_B[some]
         for what, fine_B in (("logits", close_B), ("radius", held_B | (p_B[some] == -1))):
             place = some[fine_B.argmin()]
             require(fine_B.all(), f"{what} of image {it.index[place]} (radius {float(r_B[place])!r}): not covered")

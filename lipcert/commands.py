@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 def certify_images(request: dict[str, object]) -> int:
     """Certify test images of a data set with a stored network and print one line each."""
-    from lipcert.config import parse
     from lipcert.recertify import Request, recertify
     from lipcert.report.tables import up
+    from lipcert.settings import parse
 
     result = recertify(parse(Request, request))
     print(f"{'image':>6}  {'label':<14}{'prediction':<22}{'runner-up':<14}certified l2 radius")
@@ -42,9 +42,9 @@ def certify_images(request: dict[str, object]) -> int:
 
 def certify_sets(request: dict[str, object]) -> int:
     """Certify sets of classes for test images of a data set with a stored network and print one line each."""
-    from lipcert.config import parse
     from lipcert.recertify import SetRequest, recertify_sets
     from lipcert.report.tables import up
+    from lipcert.settings import parse
 
     result = recertify_sets(parse(SetRequest, request))
     rows = [("image", "label", "certified set", "l2 radius", "first class alone"), *result.image_rows()]

@@ -1,4 +1,4 @@
-"""Settings as frozen, typed values: an unknown or mistyped key is an error that lists the known ones.
+"""The settings of networks and runs, frozen and typed (`lipcert.settings` has what checks them).
 
 `ModelConfig` names a network, `TrainConfig` a whole run. Both are plain literals on disk (YAML or a notebook's
 `parameters` cell) and hash to the run's id, so two runs with one id had the same settings.
@@ -7,47 +7,16 @@
 import hashlib
 import json
 import math
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from lipcert.families import FAMILIES, OPTIONAL
+from lipcert.families import FAMILIES, INTERVAL_FAMILIES, OPTIONAL
 from lipcert.radius import Radius
 from lipcert.schedules import schedule
-
-
-def _radius_text(value: Any) -> str:
-    return str(Radius(value))
-
-
-def _number_or_text(value: Any) -> Any:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return repr(value).removesuffix(".0") if number else value  # one text for 1 and 1.0: it goes into the run's id
-
-
-RadiusText = Annotated[str, BeforeValidator(_radius_text)]
-ScheduleText = Annotated[str, BeforeValidator(_number_or_text)]  # in the language of lipcert.schedules
-
-
-class ConfigError(ValueError):
-    """Settings that cannot be run; the message names every offending key, its value, the rule and the known keys."""
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lists_are_tuples(cls, settings: Any) -> Any:
-        # YAML and JSON know lists only.
-        if not isinstance(settings, dict):
-            return settings
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+from lipcert.settings import ConfigError, RadiusText, ScheduleText, Settings, parse, plain_values, read_yaml
 
 
 class Architecture(Settings):
@@ -72,6 +41,8 @@ class Architecture(Settings):
         0.0, ge=0, le=10, description="initial scale of a resnet's branches, times depth^(-1/2); 0 as in the reference"
     )
     init: Literal["orthogonal", "glorot"] = Field("orthogonal", description="initial weights of a gloro network")
+    keep: float = Field(1.0, gt=0, le=1, description="share of inputs a SortNet neuron keeps; 1: the plain maximum")
+    mlp_width: int = Field(0, ge=0, le=65536, description="hidden features of a linf_net's dense head; 0: distances")
 
     @model_validator(mode="after")
     def _of_the_family(self) -> "Architecture":
@@ -90,6 +61,8 @@ class ModelConfig(Architecture):
     channels: int = Field(1, ge=1, le=64, description="input channels")
     input_size: int = Field(8, ge=1, le=4096, description="side of the square input images in pixels")
     classes: int = Field(10, ge=2, le=100_000, description="number of classes")
+    pixel_mean: tuple[float, ...] = Field((), description="mean of each channel, in pixels; none: 1/2")
+    pixel_std: float = Field(0.25, gt=0, le=1, description="deviation of all pixels: the unit of a linf_net's weights")
 
 
 class TrainConfig(Architecture):
@@ -109,12 +82,18 @@ class TrainConfig(Architecture):
     generated: str | None = Field(None, description="npz of generated images to train on as well")
     generated_ratio: float = Field(3.0, gt=0, le=100, description="generated images per real one in a step")
 
-    loss: Literal["emma", "emma_fixed", "gloro", "trades_kl", "trades_ce", "cross_entropy"] = Field(
-        "emma", description="training loss"
-    )
+    loss: Literal[
+        "emma", "emma_fixed", "gloro", "trades_kl", "trades_ce", "cross_entropy", "linf_mixture", "linf_hinge", "ibp"
+    ] = Field("emma", description="training loss")  # fmt: skip
     robust_weight: ScheduleText = Field("1", description="weight of the robust term of TRADES: number or schedule")
+    plain_weight: ScheduleText = Field(
+        "0.1", description="weight of cross-entropy in linf_mixture and ibp: number or schedule"
+    )
+    exponent: ScheduleText = Field(
+        "[8]-exp-[96%:1000]", description="p of a linf_net's layers as a schedule; infinite after its last section"
+    )
     plain_share: float = Field(0.0, ge=0, lt=1, description="share of the run, first, on plain cross-entropy")
-    radius: RadiusText = Field("36/255", description="l2 radius to certify, in pixels of [0, 1]")
+    radius: RadiusText = Field("36/255", description="radius to certify, in pixels of [0, 1] and the network's norm")
     radius_start: float = Field(0.1, ge=0, le=10, description="training radius at the start, as a factor of radius")
     radius_end: float = Field(1.5, gt=0, le=10, description="training radius from radius_ramp on, as a factor")
     radius_ramp: float = Field(0.5, ge=0, le=1, description="share of the run over which the radius grows")
@@ -139,13 +118,16 @@ class TrainConfig(Architecture):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the run with a linearly growing learning rate")
     beta1: float = Field(0.9, ge=0, lt=1, description="optimiser momentum")
     beta2: float = Field(0.98, ge=0, lt=1, description="optimiser second-moment decay")
+    adam_eps: float = Field(1e-8, gt=0, le=1, description="what Adam adds to the root of the second moment")
+    scale_lr: float = Field(0.2, ge=0, le=100, description="learning rate of a linf_net's logit scale as a factor")
     weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay")
+    lp_decay: float = Field(0.0, ge=0, le=1, description="weight decay in the geometry of l_p, of a linf_net")
     lookahead: bool = Field(False, description="Lookahead around the optimiser (alpha 0.5, every 6 steps)")
     clip: float = Field(3.0, gt=0, description="largest global gradient norm")
     power_steps: int = Field(3, ge=1, le=1000, description="warm-started power-method steps per training step")
-    augmentation: Literal["crop", "gloro_cifar", "gloro_tiny", "randaugment", "imagenet", "imagenet_randaugment"] = (
-        Field("crop", description="crop and flip, or a published recipe's own; see lipcert.data.batches")
-    )
+    augmentation: Literal[
+        "crop", "crop_edge", "gloro_cifar", "gloro_tiny", "randaugment", "imagenet", "imagenet_randaugment"
+    ] = Field("crop", description="crop and flip, or a published recipe's own; see lipcert.data.batches")
     crop: int | None = Field(None, ge=0, le=64, description="padding of the random crop; none: the data set's own")
     flip: bool | None = Field(None, description="random horizontal flip; none: the data set's own")
 
@@ -163,14 +145,46 @@ class TrainConfig(Architecture):
             raise ValueError(f"length of the run: give exactly one of steps, epochs, minutes (given: {given})")
         if Radius(self.radius).exact == 0:
             raise ValueError(f"radius={self.radius} with loss {self.loss!r}: must be > 0")
-        for key in ("lr_schedule", "radius_schedule", "robust_weight"):
+        self._check_loss()
+        for key in ("lr_schedule", "radius_schedule", "robust_weight", "plain_weight", "exponent"):
             named = ("cosine", "constant_exp") if key == "lr_schedule" else ()
             if (text := getattr(self, key)) is not None and text not in named:
                 try:
                     schedule(text, self.epochs)
                 except ValueError as error:
                     raise ValueError(f"{key}: {error}") from None
+        p = schedule(self.exponent, self.epochs)
+        if (least := min(p(share / 100) for share in range(101))) < 1:
+            raise ValueError(f"exponent={self.exponent!r}: reaches p = {least:g}, must stay >= 1")
         return self
+
+    def _check_loss(self) -> None:
+        """A loss that trains for what the network can be certified by."""
+        distances = FAMILIES[self.family].norm == "linf" and not self.mlp_width
+        if self.loss.startswith("linf") and not distances:
+            raise ValueError(
+                f"loss={self.loss!r} with family {self.family!r}, mlp_width={self.mlp_width}: trains the distances of "
+                "a linf_net without a dense head; use 'ibp' for intervals in l_inf"
+            )
+        if self.mlp_width and self.loss not in ("ibp", "cross_entropy"):
+            raise ValueError(f"loss={self.loss!r} with mlp_width={self.mlp_width}: must be 'ibp' or 'cross_entropy'")
+        if self.loss == "ibp" and (distances or self.family not in INTERVAL_FAMILIES):
+            raise ValueError(
+                f"loss='ibp' with family {self.family!r}: must be one of {', '.join(INTERVAL_FAMILIES)}; a linf_net "
+                "needs mlp_width > 0, without it its margins say the same"
+            )
+
+    @property
+    def norm(self) -> str:
+        """Of the perturbations that the run trains against and certifies: "l2" or "linf"."""
+        return "linf" if self.loss == "ibp" else FAMILIES[self.family].norm
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """How its certificates are proven."""
+        if self.loss == "ibp" or self.mlp_width:
+            return ("interval",)
+        return ("margin", "interval") if self.norm == "linf" else ("margin",)
 
     def digest(self) -> str:
         """Eight hexadecimal digits that change whenever a setting does (where it runs aside)."""
@@ -188,71 +202,30 @@ class TrainConfig(Architecture):
 
     def model(self, channels: int, size: int, classes: int) -> ModelConfig:
         """The network this run trains on square images of `size` pixels a side."""
-        architecture = self.model_dump(include=set(Architecture.model_fields))
-        return ModelConfig(**architecture, channels=channels, input_size=size, classes=classes)
+        settings = self.model_dump(include=set(Architecture.model_fields))
+        if self.dataset in PIXELS and FAMILIES[self.family].norm == "linf":
+            settings["pixel_mean"], settings["pixel_std"] = PIXELS[self.dataset]
+        return ModelConfig(**settings, channels=channels, input_size=size, classes=classes)
 
     def with_steps(self, steps: int) -> "TrainConfig":
         """The same run with its length pinned to `steps`."""
         return self.model_copy(update={"steps": steps, "epochs": None, "minutes": None})
 
 
+# Mean of each channel and one deviation for all of them, in pixels: what the l_inf recipes take as the unit of weights.
+PIXELS: dict[str, tuple[tuple[float, ...], float]] = {
+    "mnist": ((0.1307,), 0.3081),
+    "cifar10": ((0.4914, 0.4822, 0.4465), 0.2009),
+    "cifar100": ((0.5071, 0.4867, 0.4408), 0.2667),
+    "tiny_imagenet": ((0.4802, 0.4481, 0.3975), 0.2276),
+}
+
 # Settings younger than the first published runs: hashed only where they are used, so that those runs keep their ids.
 _LATER = (
     "activation", "centering", "tail_depth", "branch_scale", "init", "generated", "generated_ratio", "robust_weight",
-    "plain_share", "radius_schedule", "augmentation",
+    "plain_share", "radius_schedule", "augmentation", "keep", "mlp_width", "plain_weight", "exponent", "adam_eps",
+    "scale_lr", "lp_decay",
 )  # fmt: skip
-
-_LIMITS = {
-    "minimum": ">=",
-    "exclusiveMinimum": ">",
-    "maximum": "<=",
-    "exclusiveMaximum": "<",
-    "multipleOf": "multiple of",
-}
-
-
-def describe(cls: type[Settings]) -> str:
-    """Every known key with type, range, default and meaning: what error messages and `--help` print."""
-    lines = []
-    for name, schema in cls.model_json_schema()["properties"].items():
-        options = schema.get("anyOf", [schema])
-        kinds = [
-            "|".join(map(str, o["enum"])) if "enum" in o else "none" if o.get("type") == "null" else o.get("type", "")
-            for o in options
-        ]
-        bounds = [f"{sign} {o[key]}" for o in options for key, sign in _LIMITS.items() if key in o]
-        default = "required" if "default" not in schema else f"default {schema['default']}"
-        lines.append(
-            f"  {name}: {' or '.join(kinds)}{' ' + ', '.join(bounds) if bounds else ''}; {default}; "
-            f"{schema.get('description', '')}"
-        )
-    return "\n".join(lines)
-
-
-def parse(cls: type[Settings], settings: dict[str, Any]) -> Any:
-    """Checked settings from untrusted ones.
-
-    Whole floats are not integers here and text is not a number: `depth=12.5`, `depth="twelve"` and `dpeth=12` are
-    refused, each with its value, the rule and the list of known keys.
-
-    Raises:
-        ConfigError: with one line per offending key.
-    """
-    try:
-        return cls(**settings)
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            key = ".".join(map(str, problem["loc"][:1]))
-            if problem["type"] == "extra_forbidden":
-                lines.append(f"{key}={problem['input']!r}: unknown parameter{_suggest(key, cls)}")
-            elif key:
-                lines.append(f"{key}={problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}")
-            else:
-                lines.append(problem["msg"].removeprefix("Value error, "))
-        message = "\n".join(lines) + f"\nKnown parameters:\n{describe(cls)}"
-        raise ConfigError(message) from None
-
 
 def config_from(namespace: dict[str, Any], **extra: type) -> tuple[TrainConfig, dict[str, Any]]:
     """A `TrainConfig` from a notebook's variables: `config, options = config_from(globals(), resume=bool)`.
@@ -282,34 +255,6 @@ def config_from(namespace: dict[str, Any], **extra: type) -> tuple[TrainConfig, 
     except ConfigError as error:
         known = "".join(f"  {name}: {kind.__name__}; of the notebook\n" for name, kind in extra.items())
         raise ConfigError(f"{error}\n{known}".rstrip()) from None
-
-
-def plain_values(namespace: dict[str, Any]) -> dict[str, Any]:
-    """The literals among a notebook's variables, IPython's own left out."""
-    literals = (bool, int, float, str, list, tuple, dict, type(None))
-    own = ("In", "Out")
-    return {k: v for k, v in namespace.items() if not k.startswith("_") and k not in own and isinstance(v, literals)}
-
-
-def _suggest(key: str, cls: type[Settings]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(key, cls.model_fields, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML with the numbers of YAML 1.2: `1e-3` is one, not text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
-)
-
-
-def read_yaml(text: str) -> Any:
-    """Literals only, as `yaml.safe_load`."""
-    return yaml.load(text, _Loader)
 
 
 def load_config(path: str | Path, /, **overrides: Any) -> TrainConfig:

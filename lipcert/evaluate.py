@@ -7,9 +7,10 @@ import csv
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ RADII_FIELDS = ("index", "label", "prediction", "runner_up", "radius", "radius_e
 CLAIMS = (("nominal", "float64"), ("real", "float64"), ("executed", "float64"))
 ALL_CLAIMS = (*CLAIMS, ("real", "float32"), ("executed", "float32"))
 _PIECE_BYTES = 2**30  # of float64 images at a time: 50,000 images of 224 pixels would take 60 GB at once
+_Found = TypeVar("_Found")
 
 
 def write_results(run: Run, status: str) -> Path:
@@ -132,22 +134,28 @@ def certified_parts(
     effort: str = "fast",
     claims: Sequence[tuple[str, str]] = CLAIMS,
     progress: Callable[[int], None] | None = None,
-) -> tuple[records.Test, records.Bounds]:
+) -> tuple[records.Test, records.Bounds | None]:
     """Certify a split; writes per-image radii (executed in float64) and, for a test split, the certificate bundle.
 
     No bundle for a data set that `lipcert.checker` does not know: nobody could check it.
     """
     start = time.monotonic()
-    certificates = certify_split(chain, data, split_name, device, effort, claims, progress)
-    seconds = time.monotonic() - start
-    split, chosen = getattr(data, split_name), certificates[claims.index(("executed", "float64"))]
     radii = (config.radius, *config.report_radii)
+    certificates = []
+    for method in config.methods:
+        how = {"norm": config.norm, "method": method, "radii": radii}
+        certificates += certify_split(chain, data, split_name, device, effort, claims, progress, **how)
+    seconds = time.monotonic() - start
+    # Of the last method, which proves the most.
+    split = getattr(data, split_name)
+    chosen = certificates[claims.index(("executed", "float64")) - len(claims)]
     file, bundle = f"radii/{run_id}.csv", None
     write_radii(local_dir() / file, chosen, split)
-    if split_name == "test" and data.name in CHECKABLE:
+    if split_name == "test" and data.name in CHECKABLE and config.norm == "l2":
         bundle = f"certificates/{run_id}"
         write_bundle(local_dir() / bundle, chain, chosen, Images.of(data, split), tuple(dict.fromkeys(radii)))
-    return test_part(certificates, split, split_name, radii, seconds, file, bundle), bounds_part(chosen)
+    bounds = None if chosen.bounds is None else bounds_part(chosen)
+    return test_part(certificates, split, split_name, radii, seconds, file, bundle), bounds
 
 
 def certify_split(
@@ -158,27 +166,35 @@ def certify_split(
     effort: str = "fast",
     claims: Sequence[tuple[str, str]] = CLAIMS,
     progress: Callable[[int], None] | None = None,
+    norm: str = "l2",
+    method: str = "margin",
+    radii: tuple[str, ...] = (),
 ) -> list[Certificates]:
-    """Certify every image of a split: bounds on the CPU, logits in float64 on `device` where it has float64.
-
-    Images are read and brought to float64 piece by piece; the result is the same, byte by byte, as in one piece.
-    """
-    bounds = chain_bounds(chain, data.shape, effort)
+    """Certify every image of a split: bounds on the CPU, logits in float64 on `device` where it has float64."""
+    bounds = chain_bounds(chain, data.shape, effort) if norm == "l2" else None
     on_device = chain if device.type == "mps" else chain.to(device)
-    # Whole micro-batches of 64: a piece that is not one is filled up with zeros.
+    pieces = [
+        certify_each(on_device, images_BCHW, claims, norm, method, effort, bounds, progress, radii)
+        for images_BCHW in unit_pieces(data, split)
+    ]
+    return [joined(parts) for parts in zip(*pieces, strict=True)]
+
+
+def unit_pieces(data: Dataset, split: str) -> Iterator[Tensor]:
+    """The images of a split as (B, C, H, W) float64 in [0, 1], read and converted piece by piece.
+
+    Whole micro-batches of 64: certificates are the same, byte by byte, as in one piece.
+    """
     size = max(1, _PIECE_BYTES // (8 * math.prod(data.shape)) // 64) * 64
-    pieces = []
     for images_BCHW in batches(getattr(data, split).images_NCHW, size):
-        unit_BCHW = to_unit(images_BCHW, data.scale, torch.float64)
-        pieces.append(certify_each(on_device, unit_BCHW, claims, effort=effort, bounds=bounds, progress=progress))
-    return [_joined(parts) for parts in zip(*pieces, strict=True)]
+        yield to_unit(images_BCHW, data.scale, torch.float64)
 
 
-def _joined(pieces: Sequence[Certificates]) -> Certificates:
-    """Certificates of consecutive pieces of a split, under the same bounds, as one."""
-    names = ("prediction_B", "radius_B", "runner_up_B", "logits_BK")
-    columns = {name: torch.cat([getattr(piece, name) for piece in pieces]) for name in names}
-    return replace(pieces[0], **columns)
+def joined(pieces: Sequence[_Found]) -> _Found:
+    """Certificates, or certificates of sets, of consecutive pieces of a split, under the same bounds, as one."""
+    first = pieces[0]
+    names = [field.name for field in fields(first) if isinstance(getattr(first, field.name), Tensor)]
+    return replace(first, **{name: torch.cat([getattr(piece, name) for piece in pieces]) for name in names})
 
 
 def test_part(
@@ -194,18 +210,19 @@ def test_part(
     labels_N, first = split.labels_N, certificates[0]
     results = []
     for radius in dict.fromkeys(map(Radius, radii)):
-        claims = [(c.prediction_B, c.radius_B, c.guarantee, c.arithmetic, c.effort) for c in certificates]
-        claims.append((first.prediction_B, first.estimated_radius_B, "estimated", first.arithmetic, None))
-        for prediction_N, radius_N, guarantee, arithmetic, effort in claims:
+        claims = [(c, c.radius_B, c.guarantee, c.effort) for c in certificates]
+        if first.norm == "l2":  # a constant of 1 by construction leaves nothing to estimate
+            claims.append((first, first.estimated_radius_B, "estimated", None))
+        for found, radius_N, guarantee, effort in claims:
             results.append(
                 records.Result(
-                    norm=first.norm,
+                    norm=found.norm,
                     radius=str(radius),
-                    method=first.method,
+                    method=found.method,
                     effort=effort,
                     guarantee=guarantee,
-                    arithmetic=arithmetic,
-                    certified_correct=certified_correct(prediction_N, radius_N, labels_N, radius),
+                    arithmetic=found.arithmetic,
+                    certified_correct=certified_correct(found.prediction_B, radius_N, labels_N, radius),
                 )
             )
     return records.Test(

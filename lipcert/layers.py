@@ -221,6 +221,10 @@ class Head(Map):
         # The inner `where` keeps the infinite slope of the root at 0 out of the gradient.
         return torch.where(apart_KK, torch.where(apart_KK, squared_KK, 1.0).sqrt(), 0.0)
 
+    def logit_scale(self) -> float:
+        """What the cross-entropy of the l_inf mixture multiplies logits by; nothing here."""
+        return 1.0
+
     def plain(self) -> list[nn.Module]:
         return [plain_linear(self.rows(), self.linear.bias)]
 

@@ -89,6 +89,54 @@ def trades_loss(
     return F.cross_entropy(logits_BK, labels_B) + weight * distance_B.mean()
 
 
+def linf_mixture_loss(
+    logits_BK: Tensor,
+    labels_B: Tensor,
+    margin_lipschitz_KK: Tensor,
+    radius: float | Tensor,
+    weight: float = 1.0,
+    scale: float | Tensor = 1.0,
+) -> Tensor:
+    """Clipped hinge of the worst margin, plus `weight` times cross-entropy (arXiv 2110.06850, section 4).
+
+    The hinge (z_j - z_y + radius K_yj) / (radius K_yj) is clipped to [0, 1], so that it moves only images that are
+    classified correctly and not yet certified at `radius`; cross-entropy, with a weight that fades, takes care of the
+    others. For l_inf-distance nets K_yj = 2 and the divisor is the paper's theta.
+
+    Args:
+        radius: training radius, > 0. weight: of the cross-entropy, >= 0. scale: factor of the logits in it.
+    """
+    hinge_BK = _hinge(logits_BK, labels_B, margin_lipschitz_KK, radius).clamp(0, 1)
+    return hinge_BK.amax(1).mean() + weight * F.cross_entropy(scale * logits_BK, labels_B)
+
+
+def linf_hinge_loss(
+    logits_BK: Tensor, labels_B: Tensor, margin_lipschitz_KK: Tensor, radius: float | Tensor, share: float = 0.25
+) -> Tensor:
+    """The loss of the first l_inf-distance nets: the worst hinge mixed with the mean over classes (arXiv 2102.05363).
+
+    (1 - share) max + share mean over the wrong classes of the hinge, not clipped from above, in units of radius K_yj.
+    """
+    hinge_BK = _hinge(logits_BK, labels_B, margin_lipschitz_KK, radius).clamp(min=0)
+    mean_B = hinge_BK.sum(1) / (logits_BK.shape[1] - 1)
+    return ((1 - share) * hinge_BK.amax(1) + share * mean_B).mean()
+
+
+def _hinge(logits_BK: Tensor, labels_B: Tensor, margin_lipschitz_KK: Tensor, radius: float | Tensor) -> Tensor:
+    """1 - margin / (radius K_yj), what is missing to a margin that certifies; 0 at the label itself."""
+    gap_BK = logits_BK - logits_BK.gather(1, labels_B[:, None])
+    push_BK = radius * margin_lipschitz_KK[labels_B]
+    hinge_BK = 1 + gap_BK / push_BK.clamp(min=_TINY)
+    return hinge_BK.scatter(1, labels_B[:, None], 0.0)
+
+
+def ibp_loss(logits_BK: Tensor, worst_BK: Tensor, labels_B: Tensor, weight: float) -> Tensor:
+    """Cross-entropy of the worst logits in the box, mixed with that of the image: weight CE(z) + (1 - weight) CE(worst)
+    (interval bound propagation, arXiv 1810.12715; kappa there is `weight`, in [0, 1])."""
+    plain, worst = F.cross_entropy(logits_BK, labels_B), F.cross_entropy(worst_BK, labels_B)
+    return weight * plain + (1 - weight) * worst
+
+
 _LOSSES = {
     "emma": emma_loss,
     "emma_fixed": functools.partial(emma_loss, dynamic=False),
@@ -96,17 +144,23 @@ _LOSSES = {
     "trades_kl": trades_loss,
     "trades_ce": functools.partial(trades_loss, divergence="ce"),
     "cross_entropy": lambda logits_BK, labels_B, *_: F.cross_entropy(logits_BK, labels_B),
+    "linf_hinge": linf_hinge_loss,
 }
 
 
 def training_loss(name: str) -> Callable[..., Tensor]:
-    """The loss behind a `TrainConfig.loss` name: f(logits, labels, margin Lipschitz matrix, radius, weight=1.0).
+    """The loss behind a `TrainConfig.loss` name that is a function of margins:
+    f(logits, labels, margin Lipschitz matrix, radius, weight=1.0, scale=1.0).
 
-    `weight` matters to TRADES only; plain cross-entropy ignores matrix and radius too.
+    `weight` matters to TRADES and to the l_inf mixture, `scale` to the latter only; plain cross-entropy ignores matrix
+    and radius too.
     """
-    loss = _LOSSES[name]
-    if name.startswith("trades"):
-        return loss
-    return lambda logits_BK, labels_B, margin_lipschitz_KK, radius, weight=1.0: loss(
-        logits_BK, labels_B, margin_lipschitz_KK, radius
-    )
+    if name == "linf_mixture":
+        return linf_mixture_loss
+    loss, weighted = _LOSSES[name], name.startswith("trades")
+
+    def of_margins(logits_BK, labels_B, margin_lipschitz_KK, radius, weight=1.0, scale=1.0):
+        more = (weight,) if weighted else ()
+        return loss(logits_BK, labels_B, margin_lipschitz_KK, radius, *more)
+
+    return of_margins

@@ -4,26 +4,28 @@ Shape suffixes: N images, C channels, H height, W width.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from lipcert.certificate import Images, has_bundle, write_bundle
-from lipcert.certify import ABSTAIN, Certificates, certified_correct, certify
+from lipcert.certify import ABSTAIN, Certificates, certified_correct
 from lipcert.chain import NotCertifiable
 from lipcert.checker import DATA as CHECKABLE
-from lipcert.config import RadiusText, Settings, parse, plain_values
 from lipcert.data import Dataset, Split, load_dataset, to_unit
-from lipcert.evaluate import write_radii
+from lipcert.data.lazy import LazyImages
+from lipcert.evaluate import certify_split, joined, unit_pieces, write_radii
 from lipcert.models import open_network
 from lipcert.paths import local_dir
 from lipcert.provenance import tensors_sha256
 from lipcert.relaxed import SetCertificates, certify_affinity, certify_top_k, relaxed_correct
 from lipcert.report.tables import Markdown, down, percent, table, up
+from lipcert.settings import RadiusText, Settings, parse, plain_values
 
 
 class Request(Settings):
@@ -53,17 +55,28 @@ def request_from(namespace: dict[str, Any], **defaults: Any) -> Request:
 
 @dataclass(frozen=True)
 class Recertified:
-    """Certificates of some test images, with what is needed to print and draw them."""
+    """Certificates of some test images, with what is needed to print and draw them.
+
+    data: its test split is the images certified.
+    """
 
     request: Request
     chain: nn.Sequential
     certificates: Certificates
-    images_NCHW: Tensor
-    labels_N: Tensor
+    data: Dataset
     radii: tuple[str, ...]
     seconds: float
     path: Path
     bundle: Path | None
+
+    @property
+    def labels_N(self) -> Tensor:
+        """Labels of the images certified."""
+        return self.data.test.labels_N
+
+    def image_CHW(self, number: int) -> Tensor:
+        """One of the images certified, counted from 0, as float64 pixels in [0, 1]."""
+        return to_unit(self.data.test.images_NCHW[number : number + 1], self.data.scale, torch.float64)[0]
 
     @property
     def names(self) -> list[str]:
@@ -139,26 +152,23 @@ def recertify(request: Request) -> Recertified:
         FileNotFoundError, ValueError: unknown or damaged network, or a missing data set.
         NotCertifiable: images the network cannot take, or numbers outside the test set.
     """
-    chain, data, split = _opened(request)
-    named, name = Path(request.model), data.name
-    images_NCHW = to_unit(split.images_NCHW, data.scale, torch.float64)
+    chain, data = _opened(request)
+    claim = request.guarantee, request.arithmetic
     began = time.monotonic()
-    certificates = certify(
-        chain, images_NCHW, effort=request.effort, guarantee=request.guarantee, arithmetic=request.arithmetic
-    )
+    (certificates,) = certify_split(chain, data, "test", torch.device("cpu"), request.effort, [claim])
     seconds = time.monotonic() - began
     fingerprint = tensors_sha256(chain.state_dict())[:8]
-    which = f"{name}-{request.start}-{len(split)}"
-    how = f"{request.guarantee}-{request.arithmetic}-{request.effort}"
-    path = local_dir() / "certified" / f"{named.stem}-{fingerprint}-{which}-{how}.csv"
-    write_radii(path, certificates, split)
+    which = f"{data.name}-{request.start}-{len(data.test)}"
+    name = "-".join((Path(request.model).stem, fingerprint, which, *claim, request.effort))
+    path = local_dir() / "certified" / f"{name}.csv"
+    write_radii(path, certificates, data.test)
     radii = request.radii or (chain.card["radius"],)
     bundle = None
-    if has_bundle(request.guarantee, request.arithmetic) and data.name in CHECKABLE:
+    if has_bundle(*claim) and data.name in CHECKABLE:
         # Not the place of a run's own bundle, which has all images.
-        bundle = local_dir() / "certificates" / path.stem
-        write_bundle(bundle, chain, certificates, Images.of(data, split), radii)
-    return Recertified(request, chain, certificates, images_NCHW, split.labels_N, radii, seconds, path, bundle)
+        bundle = local_dir() / "certificates" / name
+        write_bundle(bundle, chain, certificates, Images.of(data, data.test), radii)
+    return Recertified(request, chain, certificates, data, radii, seconds, path, bundle)
 
 
 @dataclass(frozen=True)
@@ -201,20 +211,22 @@ def recertify_sets(request: SetRequest) -> RecertifiedSets:
         raise NotCertifiable(
             f"top_k={request.top_k}, affinity={request.affinity!r}: sets are limited by exactly one of them"
         )
-    chain, data, split = _opened(request)
-    images_NCHW = to_unit(split.images_NCHW, data.scale, torch.float64)
-    began = time.monotonic()
+    chain, data = _opened(request)
     asked = {"effort": request.effort, "guarantee": request.guarantee, "arithmetic": request.arithmetic}
-    if request.top_k:
-        certificates = certify_top_k(chain, images_NCHW, request.top_k, **asked)
-    else:
-        certificates = certify_affinity(chain, images_NCHW, request.affinity, data.class_names, **asked)
+    certify, sets = certify_top_k, (request.top_k,)
+    if request.affinity:
+        certify, sets = certify_affinity, (request.affinity, data.class_names)
+    began, pieces = time.monotonic(), []
+    for images_BCHW in unit_pieces(data, "test"):
+        bounds = pieces[0].bounds if pieces else None
+        pieces.append(certify(chain, images_BCHW, *sets, bounds=bounds, **asked))
+    certificates, seconds = joined(pieces), time.monotonic() - began
     radii = request.radii or (chain.card["radius"],)
-    return RecertifiedSets(request, chain, certificates, split.labels_N, radii, time.monotonic() - began)
+    return RecertifiedSets(request, chain, certificates, data.test.labels_N, radii, seconds)
 
 
-def _opened(request: Request) -> tuple[nn.Sequential, Dataset, Split]:
-    """The network, its data set and the test images asked for."""
+def _opened(request: Request) -> tuple[nn.Sequential, Dataset]:
+    """The network, and its data set with the test images asked for alone."""
     chain = open_network(request.model)
     card = chain.card
     name = request.images or card["dataset"]
@@ -225,7 +237,7 @@ def _opened(request: Request) -> tuple[nn.Sequential, Dataset, Split]:
             f"images={name!r}: images of shape {data.shape} in {data.classes} classes; the network takes "
             f"{tuple(card['input_shape'])} in {len(card['class_names'])} classes of {card['dataset']}"
         )
-    return chain, data, _part(data.test, name, request)
+    return chain, replace(data, test=_part(data.test, name, request))
 
 
 def _part(test: Split, name: str, request: Request) -> Split:
@@ -235,8 +247,9 @@ def _part(test: Split, name: str, request: Request) -> Split:
         raise NotCertifiable(
             f"start={request.start}, count={request.count}: {name} has {total} test images, numbered from 0"
         )
-    part = slice(request.start, stop)
-    return Split(test.images_NCHW[part], test.labels_N[part], test.index_N[part])
+    part, images = slice(request.start, stop), test.images_NCHW
+    kept = images.take(np.arange(request.start, stop)) if isinstance(images, LazyImages) else images[part]
+    return Split(kept, test.labels_N[part], test.index_N[part])
 
 
 def cut(radius: float, digits: int = 4) -> str:

@@ -4,6 +4,7 @@ A record names its files (curve, per-image radii, network) by path relative to t
 `results/local` for your runs, `results` for the published ones.
 """
 
+import itertools
 import json
 import math
 import os
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lipcert.config import RadiusText, TrainConfig
+from lipcert.config import TrainConfig
 from lipcert.paths import local_dir, results_dir
 from lipcert.radius import Radius
+from lipcert.settings import RadiusText
 
 if TYPE_CHECKING:
     import pandas
@@ -176,8 +178,9 @@ class Record(_Part):
         if (self.training.status == "finished") != (self.test is not None):
             rule = "given" if self.test is None else "null"
             raise ValueError(f"status={self.training.status!r}: test must be {rule}")
-        if (self.test is None) != (self.bounds is None):
-            raise ValueError("bounds: must be given with test, and null without")
+        margins = self.test is not None and any(result.method == "margin" for result in self.test.results)
+        if margins != (self.bounds is not None):
+            raise ValueError("bounds: must be given with certificates by margins, and null without")
         if self.test is not None:
             split = getattr(self.data, self.test.split)
             if self.test.images != split:
@@ -185,14 +188,23 @@ class Record(_Part):
         return self
 
     def result(
-        self, radius: "Radius | str", guarantee: str | None = None, norm: str = "l2", arithmetic: str = "float64"
+        self,
+        radius: "Radius | str",
+        guarantee: str | None = None,
+        arithmetic: str = "float64",
+        method: str | None = None,
     ) -> Result | None:
-        """The result at a radius: the strongest guarantee present, or the one named (`"estimated"` only by name)."""
+        """The result at a radius: the strongest guarantee present, or the one named (`"estimated"` only by name).
+
+        Where both methods were run it is that by intervals, which proves at least as much, unless one is named.
+        """
         order = [guarantee] if guarantee else ["executed", "real", "nominal"]
-        for wanted in order:
+        methods = [method] if method else ["interval", "margin"]
+        for wanted in itertools.product(order, methods):
             for result in self.test.results if self.test else ():
-                found = (result.norm, result.guarantee, result.arithmetic)
-                if found == (norm, wanted, arithmetic) and Radius(result.radius) == Radius(radius):
+                found = (result.guarantee, result.method)
+                same = result.arithmetic == arithmetic and Radius(result.radius) == Radius(radius)
+                if found == wanted and same:
                     return result
         return None
 

@@ -20,13 +20,17 @@ from torch import Tensor
 
 from lipcert.config import TrainConfig, steps_of
 from lipcert.data import Dataset
-from lipcert.losses import bottom_logit, training_loss
+from lipcert.families import FAMILIES
+from lipcert.linf.ibp import worst_logits
+from lipcert.linf.maps import calibrate, lp_decay
+from lipcert.losses import bottom_logit, ibp_loss, training_loss
 from lipcert.models import Network, build_model
 from lipcert.provenance import git_state
-from lipcert.schedules import learning_rate, robust_weight, training_radius
-from lipcert.stream import Stream, step_images
+from lipcert.schedules import exponent, learning_rate, loss_weight, training_radius
+from lipcert.stream import LAYERS, Stream, step_images, stream_seed
 
 _SHARED_FLOPS = 5e9  # a step below this stays on one thread
+_CALIBRATION = 50  # batches
 _WARM_START_STEPS = 100  # power-method rounds before the first step, so that training starts from converged norms
 CURVE_FIELDS = (
     "step", "images", "seconds", "learning_rate", "radius_train", "loss", "train_accuracy", "train_vra_estimated",
@@ -55,7 +59,8 @@ class Run:
         with torch.no_grad():
             self.network.lipschitz_estimate(_WARM_START_STEPS)
         self.optimizer = _optimizer(config, self.network)
-        self.loss, self.plain_loss = training_loss(config.loss), training_loss("cross_entropy")
+        self.plain_loss = training_loss("cross_entropy")
+        self.loss = None if config.loss == "ibp" else training_loss(config.loss)
         # Now, not when the record is written: what is committed while the run goes on did not train it.
         self.commit, self.dirty = git_state()
         self.step, self.seconds = 0, 0.0
@@ -67,31 +72,53 @@ class Run:
     def train_step(self) -> None:
         """One optimiser step; adds to `totals` on the device."""
         config, progress = self.config, self.step / self.steps
-        radius = training_radius(config, progress)
+        radius, weight = training_radius(config, progress), loss_weight(config, progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, progress)
+            group["lr"] = learning_rate(config, progress) * group["factor"]
+        self.network.set_exponent(p := exponent(config, progress))
         images_BCHW, labels_B = self.stream(self.step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            features_BF = self.forward(images_BCHW)
+        features_BF = self._features(images_BCHW)
         logits_BK = self.network.head(features_BF.float())
         lipschitz = self.network.lipschitz_estimate(config.power_steps)
-        margin_KK = self.network.margin_lipschitz(lipschitz)
-        loss = self.plain_loss if progress < config.plain_share else self.loss
-        loss = loss(logits_BK, labels_B, margin_KK, radius, robust_weight(config, progress))
+        if config.loss == "ibp" and progress >= config.plain_share:
+            worst_BK = worst_logits(self.network, images_BCHW, labels_B, radius)
+            loss, robust_B = ibp_loss(logits_BK, worst_BK, labels_B, weight), worst_BK.detach().argmax(1) == labels_B
+        else:
+            margin_KK = self.network.margin_lipschitz(lipschitz)
+            loss = self.plain_loss if progress < config.plain_share else self.loss
+            loss = loss(logits_BK, labels_B, margin_KK, radius, weight, self.network.head.logit_scale())
+            bottom_B = bottom_logit(logits_BK.detach(), margin_KK.detach(), radius)
+            robust_B = logits_BK.detach().amax(1) > bottom_B
         loss.backward()
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._count(logits_BK.detach(), labels_B, margin_KK.detach(), radius, (loss, lipschitz, gradient_norm))
+        if config.lp_decay:
+            lp_decay(self.network, learning_rate(config, progress) * config.lp_decay, p)
+        self._count(logits_BK.detach(), labels_B, robust_B, (loss, lipschitz, gradient_norm))
         self.step += 1
 
-    def _count(self, logits_BK: Tensor, labels_B: Tensor, margin_KK: Tensor, radius: float, scalars: tuple) -> None:
-        top_B, predicted_B = logits_BK.max(1)
-        right_B = predicted_B == labels_B
-        robust_B = right_B & (top_B > bottom_logit(logits_BK, margin_KK, radius))
-        shares = (right_B.float().mean(), robust_B.float().mean())
-        self.totals += torch.stack([*shares, *(x.detach() for x in scalars)]).to(self.totals)
+    def _features(self, images_BCHW: Tensor) -> Tensor:
+        """What the head sees, (B, F)."""
+        config = self.config
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, config.precision == "bfloat16"))
+            if config.keep < 1:  # SortNet's layers draw; what, depends on seed and step alone
+                devices = [self.device] if self.device.type == "cuda" else []
+                stack.enter_context(torch.random.fork_rng(devices))
+                torch.manual_seed(stream_seed(config.seed, LAYERS, self.step))
+            return self.forward(images_BCHW)
+
+    def _count(self, logits_BK: Tensor, labels_B: Tensor, robust_B: Tensor, scalars: tuple) -> None:
+        right_B = logits_BK.argmax(1) == labels_B
+        shares = (right_B.float().mean(), (right_B & robust_B).float().mean())
+        self.totals += torch.stack([*shares, *(torch.as_tensor(x).detach() for x in scalars)]).to(self.totals)
         self.since += 1
+
+    def calibrate(self) -> None:
+        """Before certifying: the running means of distance layers as the trained network has them, at p = inf."""
+        with torch.no_grad():
+            calibrate(self.network, (self.stream(step)[0] for step in range(min(self.stream.per_epoch, _CALIBRATION))))
 
     def check_finite(self) -> list[float]:
         """Means since the last report: accuracy, certified share, loss, Lipschitz estimate, gradient norm.
@@ -205,13 +232,21 @@ def own_threads(config: TrainConfig, data: Dataset) -> Iterator[None]:
 
 
 def step_flops(config: TrainConfig, data: Dataset) -> int:
-    """Floating-point operations of one step, counted on one image's forward pass: backward costs twice as much."""
+    """Floating-point operations of one step, counted on one image's forward pass: backward costs twice as much.
+
+    Distances are no operations that torch counts; each weight of theirs takes two.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with torch.device("meta"), torch.no_grad():
         network = build_model(config.model(*data.shape[:2], data.classes))
-        network(torch.zeros(1, *network.input_shape))
-    return 3 * sum(step_images(config, len(data.train.labels_N))) * counter.get_total_flops()
+        if FAMILIES[config.family].norm == "linf":
+            flops = 2 * network.parameter_count()
+        else:
+            with FlopCounterMode(display=False) as counter:
+                network(torch.zeros(1, *network.input_shape))
+            flops = counter.get_total_flops()
+    return 3 * sum(step_images(config, len(data.train.labels_N))) * flops
 
 
 def pick_device(name: str) -> torch.device:
@@ -239,14 +274,19 @@ def write_curve(path: Path, curve: list[list[float]]) -> None:
 
 
 def _optimizer(config: TrainConfig, network: Network) -> torch.optim.Optimizer:
-    common = {"lr": config.lr, "betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
-    parameters = list(network.parameters())
+    common = {
+        "lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.adam_eps,
+        "weight_decay": config.weight_decay,
+    }  # fmt: skip
+    scale = getattr(network.head, "scale", None)
+    groups = [{"params": [p for p in network.parameters() if p is not scale], "factor": 1.0}]
+    groups += [] if scale is None else [{"params": [scale], "factor": config.scale_lr}]
     if config.optimizer == "nadam":
-        optimizer = torch.optim.NAdam(parameters, decoupled_weight_decay=True, **common)
+        optimizer = torch.optim.NAdam(groups, decoupled_weight_decay=True, **common)
     else:
         # Without weight decay Adam and AdamW are the same method.
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-        optimizer = kind(parameters, fused=True, **common)
+        optimizer = kind(groups, fused=True, **common)
     if config.lookahead:
         try:
             from pytorch_optimizer import Lookahead

@@ -125,6 +125,24 @@ def training_radius(config: "TrainConfig", progress: float) -> float:
     return radius * (config.radius_start + (config.radius_end - config.radius_start) * share)
 
 
-def robust_weight(config: "TrainConfig", progress: float) -> float:
-    """Weight of the robust term of TRADES."""
-    return schedule(config.robust_weight, config.epochs)(progress)
+def loss_weight(config: "TrainConfig", progress: float) -> float:
+    """Weight of the loss's second term: the robust one of TRADES, cross-entropy in the l_inf mixture and in IBP."""
+    text = config.robust_weight if config.loss.startswith("trades") else config.plain_weight
+    return schedule(text, config.epochs)(progress)
+
+
+def exponent(config: "TrainConfig", progress: float) -> float:
+    """p of the l_p distances: the schedule, and infinite from its last section on."""
+    p = schedule(config.exponent, config.epochs)
+    return math.inf if progress >= schedule_end(config.exponent, config.epochs) else p(progress)
+
+
+@functools.lru_cache
+def schedule_end(text: str, epochs: float | None) -> float:
+    """Progress at which the last section of a schedule begins; 1 for a constant.
+
+    Raises: as `schedule`.
+    """
+    schedule(text, epochs)
+    parts = list(_PART.finditer(text.rpartition("*")[2]))
+    return _time(parts[-1], len(parts) == 1, True, epochs, text) if parts and len(parts) > 1 else 1.0

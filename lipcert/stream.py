@@ -15,7 +15,7 @@ from lipcert.config import TrainConfig
 from lipcert.data import DATASETS, Dataset, Shuffled, TrainingImages, load_generated
 from lipcert.paths import data_dir
 
-_ORDER, _AUGMENT, _GENERATED, _GENERATED_AUGMENT = 1, 2, 3, 4  # random streams
+_ORDER, _AUGMENT, _GENERATED, _GENERATED_AUGMENT, LAYERS = 1, 2, 3, 4, 5  # random streams
 
 
 class Stream:

@@ -18,8 +18,9 @@ from typing import Any
 
 import yaml
 
-from lipcert.config import ConfigError, TrainConfig, parse, read_yaml
+from lipcert.config import TrainConfig
 from lipcert.records import Record, find_record, has_finished_record, load_records
+from lipcert.settings import ConfigError, parse, read_yaml
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,14 @@ def run_study(study: Study, progress: bool = True, download: bool = False) -> It
     from lipcert.train import fit
 
     done = {record.id for record in load_records()}
-    own = [cell.run_id() for cell in study.cells if cell.run_id() not in done and has_finished_record(cell.run_id())]
-    for run in own:
-        if not_committed := find_record(run)[0].not_committed():
+    todo = []
+    for cell in study.cells:
+        if (run := cell.run_id()) in done:
+            continue
+        if not has_finished_record(run):
+            todo.append(cell)
+        elif not_committed := find_record(run)[0].not_committed():
             print(f"{run}: not made again, but {not_committed}", file=sys.stderr, flush=True)
-    todo = [cell for cell in study.cells if cell.run_id() not in done and cell.run_id() not in own]
     for number, cell in enumerate(todo, 1):
         print(f"{study.name}: run {number} of {len(todo)}", file=sys.stderr, flush=True)
         try:

@@ -43,7 +43,7 @@ def fit(
         Path of the run record.
 
     Raises:
-        lipcert.config.ConfigError, FileNotFoundError, ValueError: unusable settings or data; nothing written.
+        lipcert.settings.ConfigError, FileNotFoundError, ValueError: unusable settings or data; nothing written.
         TrainingError: an unfinished run is in the way, or the loss is not finite; the last good checkpoint stays.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, after writing a checkpoint and a record with status "stopped".
     """
@@ -79,6 +79,7 @@ def _fit(run: Run, state: dict[str, Any] | None, path: Path, progress: bool, che
             write_results(run, status="stopped")
         raise KeyboardInterrupt
     say("certifying ...")
+    run.calibrate()
     record = write_results(run, status="finished")
     remove_checkpoint(path)
     return record

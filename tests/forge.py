@@ -1,13 +1,16 @@
 """Certificate bundles written from the page of the format alone, and the tools to change what they claim.
 
 A `Bundle` is what is in the three files. `write` computes all checksums again, so that only what the claims mean can
-tell a forgery. `weaker` are changes after which the claims are still true; `forgeries.py` has the others.
+tell a forgery; `verdict` is what the checker says. `weaker` are changes after which the claims are still true;
+`forgeries.py` has the others.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+import io
 import json
 import math
 from collections import OrderedDict
@@ -21,6 +24,7 @@ import torch
 from safetensors.numpy import save
 from torch import nn
 
+from lipcert import checker
 from lipcert.certify import certify_each
 from lipcert.chain import ChainBounds, plain_chain
 from lipcert.data import load_dataset
@@ -29,10 +33,8 @@ from lipcert.layers import MinMax, Residual, Shift
 from lipcert.models.stored import geometry
 
 RADII = ("1/255", "8/255", "36/255")
-AFFINE, PLAIN = (
-    ("stem", "middle", "last", "dense"),
-    ("shift", "pad", "sort", "relu", "nothing", "flatten", "dense_sort"),
-)
+AFFINE = ("stem", "middle", "last", "dense")
+PLAIN = ("shift", "pad", "sort", "relu", "nothing", "flatten", "dense_sort")
 _SLACK = Fraction(1, 10**7)  # radii are claimed this much below the proven ones; forgeries add ten times as much
 
 
@@ -64,6 +66,11 @@ class Bundle:
 
     def copy(self) -> Bundle:
         return copy.deepcopy(self)
+
+    def changed(self, *changes: Change) -> Bundle:
+        bundle = self.copy()
+        in_turn(*changes)(bundle)
+        return bundle
 
     def layer(self, name: str) -> dict:
         return next(layer for layer in self.claims["layers"] if layer["name"] == name)
@@ -98,6 +105,14 @@ class Bundle:
         radii = [Fraction(float.fromhex(r)) for r in images["radius"]]
         certified = [[t, sum(c and r >= Fraction(t) for c, r in zip(right, radii, strict=True))] for t in RADII]
         self.claims["counts"] = {"certified": certified, "clean": sum(right), "images": len(right)}
+
+
+def verdict(folder: Path, *options: str) -> tuple[int, str]:
+    """Exit code and output of the checker."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        code = checker.main([str(folder), *options])
+    return code, said.getvalue()
 
 
 def outside(layers: list[dict]) -> list[dict]:
@@ -317,16 +332,12 @@ def weaker() -> Iterator[tuple[str, Change]]:
     yield "real instead of executed", claim("guarantee", value="real")
     yield "exact: as true, more to prove", claim("effort", value="exact")
     yield "counts at no radius", claim("counts", "certified", value=[])
-    yield (
-        "one more abstention",
-        counted(claim("images", "prediction", 2, value=-1), claim("images", "radius", 2, value=zero)),
-    )
+    abstain = claim("images", "prediction", 2, value=-1), claim("images", "radius", 2, value=zero)
+    yield "one more abstention", counted(*abstain)
     yield "padding 'same' in numbers", argument("middle", "padding", [1, 1])
     yield "no Identity", without("nothing", "claims", "network")
-    yield (
-        "a wider product",
-        claim("lipschitz", value={"lower": "0x1.0000000000000p-9", "upper": "0x1.0000000000000p+90"}),
-    )
+    wide = {"lower": "0x1.0000000000000p-9", "upper": "0x1.0000000000000p+90"}
+    yield "a wider product", claim("lipschitz", value=wide)
     for name in AFFINE:
         loose = radii(lambda r: scaled(r, 0.6))
         yield f"{name}: larger upper end, smaller radii", in_turn(end(name, "upper", 1.5), loose)

@@ -1,6 +1,7 @@
 """What the certifier must refuse, or abstain from."""
 
 import math
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from lipcert.certify import ABSTAIN, certify, vra
 from lipcert.chain import NotCertifiable
-from lipcert.layers import MinMax
+from lipcert.layers import MinMax, Residual
 
 REFUSED = (NotCertifiable, TypeError, ValueError, ArithmeticError, NotImplementedError, RuntimeError)
 
@@ -168,6 +169,19 @@ def test_a_refused_layer_is_named_with_its_place():
         net.add_module(name, layer)
     with pytest.raises(TypeError, match="BatchNorm1d at 'norm'"):
         certify(net.eval(), grey())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("tensor", ["stem.weight", "stem.bias", "block.branch.dense.bias", "head.weight", "head.bias"])
+def test_a_tensor_that_is_not_finite_is_named(tensor, value):
+    branch = nn.Sequential(OrderedDict(dense=linear(torch.eye(2), [0.0, 0.0])))
+    stem, head = linear(torch.eye(2), [0.0, 0.0]), linear(torch.eye(2), [1.0, 0.0])
+    layers = OrderedDict(flatten=nn.Flatten(), stem=stem, block=Residual(branch), head=head)
+    net = nn.Sequential(layers).eval()
+    assert certify(net, grey()).prediction_B.tolist() == [0], "refused for another reason"
+    net.state_dict()[tensor].view(-1)[-1] = value
+    with pytest.raises(NotCertifiable, match=rf"{tensor} holds {value}: .* must be finite; .* again"):
+        certify(net, grey())
 
 
 ABSTENTIONS = {

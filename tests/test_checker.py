@@ -1,7 +1,6 @@
 """The checker believes what is true and nothing else."""
 
 import contextlib
-import functools
 import hashlib
 import io
 import json
@@ -16,6 +15,7 @@ import forge
 import numpy as np
 import pytest
 import torch
+from forge import verdict
 from forgeries import forgeries
 from torch import nn
 
@@ -25,15 +25,8 @@ from lipcert.data.registry import DATASETS
 from lipcert.paths import data_dir
 
 FILE = Path(checker.__file__)
+pytestmark = pytest.mark.usefixtures("digits_once")
 CLAIMS = [("real", "float64"), ("executed", "float64"), ("executed", "float32")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def digits_once():
-    """The digits are read from disk once: every check would take a tenth of a second more."""
-    before, checker.read_images = checker.read_images, functools.cache(checker.read_images)
-    yield
-    checker.read_images = before
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +39,6 @@ def trained():
     """The shipped network for the digits and its bounds."""
     net = load("digits-liresnet-L6W32")
     return net, chain_bounds(net, (1, 8, 8))
-
-
-def verdict(folder: Path, *options: str) -> tuple[int, str]:
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        code = checker.main([str(folder), *options])
-    return code, said.getvalue()
-
-
-def changed(bundle: forge.Bundle, change: forge.Change) -> forge.Bundle:
-    bundle = bundle.copy()
-    change(bundle)
-    return bundle
 
 
 @pytest.mark.parametrize(("guarantee", "arithmetic"), CLAIMS)
@@ -81,7 +61,7 @@ def test_every_kind_of_layer(tmp_path, guarantee, arithmetic):
 
 def test_weaker_claims_are_accepted(small, tmp_path):
     for place, (name, change) in enumerate(forge.weaker()):
-        code, said = verdict(changed(small, change).write(tmp_path / str(place)))
+        code, said = verdict(small.changed(change).write(tmp_path / str(place)))
         assert code == 0, f"{name}: {said}"
 
 
@@ -89,7 +69,7 @@ def test_forgeries_are_rejected(small, tmp_path):
     assert verdict(small.write(tmp_path / "honest"))[0] == 0
     names = []
     for place, (name, change) in enumerate(forgeries()):
-        code, said = verdict(changed(small, change).write(tmp_path / str(place)))
+        code, said = verdict(small.changed(change).write(tmp_path / str(place)))
         assert code == 1 and said.startswith("rejected: ") and said.count("\n") == 1, f"{name}: {said}"
         names.append(name)
     assert len(set(names)) == len(names) >= 500
@@ -131,7 +111,7 @@ def test_exit_codes(small, tmp_path, monkeypatch):
     monkeypatch.setenv("LIPCERT_DATA", str(tmp_path))
     assert verdict(folder)[0] == 3 and str(tmp_path) in verdict(folder)[1]
     assert verdict(folder, "--data", str(tmp_path / "nowhere"))[0] == 3
-    false = changed(elsewhere, forge.end("stem", "upper", 0.9)).write(tmp_path / "false")
+    false = elsewhere.changed(forge.end("stem", "upper", 0.9)).write(tmp_path / "false")
     assert verdict(false)[0] == verdict(false, "--bounds-only")[0] == 1
 
 

@@ -1,7 +1,6 @@
-"""The contract of a map: every kind in lipcert, at several sizes, keeps the same promises.
+"""The contract of an l2 map: every kind in lipcert, at several sizes, keeps the same promises.
 
-Truth is dense: the Jacobian of every affine part (what lies between two activations) by autograd in float64, its norm
-by LAPACK. No formula of lipcert takes part in it.
+Truth is dense: `stretch.constant`, in float64. The maps of l_inf have theirs in test_linf_training.
 """
 
 import importlib
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
+from stretch import constant, images, steepest
 from torch import nn
 from torch.func import functional_call
 
@@ -24,8 +24,6 @@ from lipcert.models import load_network, save_network
 from lipcert.orthogonal import OrthogonalDense, OrthogonalPatchConv, OrthogonalResidualStack
 
 RIDGED = (OrthogonalPatchConv, OrthogonalDense, OrthogonalResidualStack)  # the ridge is held constant in the gradient
-SEEDS = 400
-ROWS = 150  # no part has more outputs
 ROUNDING = 1e-9  # of a stretch measured in float64
 TIGHT = 3e-9  # how far a proven bound of one small layer may exceed the truth; `norm_bound` says 2e-9
 
@@ -115,40 +113,6 @@ def prepared(name: str, dtype: torch.dtype = torch.float64) -> tuple[Map, tuple[
     return layer.to(dtype).eval(), CASES[name][1]
 
 
-def images(shape: tuple[int, ...], count: int = 3, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(count, *shape, dtype=dtype)
-
-
-def constant(layer: nn.Module, shape: tuple[int, ...]) -> float:
-    """The Lipschitz constant by composition: the chain is cut at its activations, and a part y = sum_l A_l x_l of
-    earlier values x_l is at most sum_l |A_l| Lip(x_l) fast."""
-    leaves, outputs = [images(shape, 1).repeat(ROWS, *[1] * len(shape)).requires_grad_()], []
-
-    def cut(_, inputs, output):
-        outputs.append(inputs[0])
-        leaves.append(output.detach().requires_grad_())
-        return leaves[-1]
-
-    activations = [part for part in layer.modules() if isinstance(part, (MinMax, ReLU, nn.ReLU))]
-    hooks = [activation.register_forward_hook(cut) for activation in activations]
-    last = layer(leaves[0])
-    for hook in hooks:
-        hook.remove()
-    speeds = [1.0]
-    for output in outputs if last is leaves[-1] else [*outputs, last]:
-        speeds.append(sum(dense_norm(output, leaf) * speed for leaf, speed in zip(leaves, speeds, strict=False)))
-    return speeds[-1]
-
-
-def dense_norm(output: torch.Tensor, leaf: torch.Tensor) -> float:
-    """Spectral norm of the Jacobian d output / d leaf, row by row of the batch; 0 where none leads to the other."""
-    size = output[0].numel()
-    assert size <= ROWS
-    entries = output.flatten(1)[:size].diagonal().sum()
-    (rows,) = torch.autograd.grad(entries, leaf, retain_graph=True, allow_unused=True)
-    return 0.0 if rows is None else float(np.linalg.norm(rows[:size].flatten(1).numpy(), 2))
-
-
 def plain_chain(layer: Map, shape: tuple[int, ...]) -> nn.Sequential:
     """The plain form with a head of two classes behind it."""
     parts = [*layer.plain(), nn.Flatten()]
@@ -156,41 +120,15 @@ def plain_chain(layer: Map, shape: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*parts, nn.Linear(features, 2)).requires_grad_(False).eval()
 
 
-def steepest(chain: nn.Module, shape: tuple[int, ...], rounds: int) -> float:
-    """The largest stretch |f(x) - f(y)| / |x - y| met on the way of 16 pairs, each climbing by its gradient."""
-    start, way = images(shape, 16), images(shape, 16)
-    length = torch.logspace(-2, 1, 16, dtype=torch.float64)
-    best = 0.0
-    for _ in range(rounds):
-        start.requires_grad_(), way.requires_grad_()
-        step = way * spread(length / way.flatten(1).norm(dim=1), shape)
-        stretch = (chain(start + step) - chain(start)).flatten(1).norm(dim=1) / length
-        best = max(best, stretch.max().item())
-        slopes = torch.autograd.grad(stretch.sum(), (start, way))
-        with torch.no_grad():
-            start, way = (along(x, slope, shape) for x, slope in zip((start, way), slopes, strict=True))
-    return best
-
-
-def along(x: torch.Tensor, slope: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """A step up the slope, 0.3 times as long as x."""
-    lengths = (x.flatten(1).norm(dim=1), slope.flatten(1).norm(dim=1).clamp(min=1e-30))
-    return x + spread(0.3 * lengths[0] / lengths[1], shape) * slope
-
-
-def spread(factor_B: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    return factor_B.reshape(-1, *[1] * len(shape))
-
-
 def test_every_map_is_in_the_table():
     for module in pkgutil.walk_packages(lipcert.__path__, "lipcert."):
-        if not re.search(r"\.(bench|report|__main__)", module.name):
+        if not re.search(r"\.(bench|report|__main__|linf)", module.name):
             importlib.import_module(module.name)
     subclasses, todo = set(), [Map]
     while todo:
         found = todo.pop().__subclasses__()
         todo += found
-        subclasses |= {kind.__name__ for kind in found if re.match(r"lipcert\.(?!bench)", kind.__module__)}
+        subclasses |= {kind.__name__ for kind in found if re.match(r"lipcert\.(?!bench|linf)", kind.__module__)}
     tested = {type(maker()).__name__ for maker, _ in CASES.values()}
     assert subclasses == tested, f"not in CASES on top of this file: {', '.join(sorted(subclasses - tested))}"
     assert all(name.startswith(type(maker()).__name__) for name, (maker, _) in CASES.items())

@@ -11,9 +11,10 @@ from nets import linear, tiny_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lipcert.config import ConfigError, ModelConfig
+from lipcert.config import ModelConfig
 from lipcert.layers import MinMax, Shift
 from lipcert.models import build_model, load, load_network, save_network
+from lipcert.settings import ConfigError
 
 
 @pytest.mark.parametrize(("size", "width"), [(8, 4), (28, 4), (32, 4), (64, 4), (224, 48)])

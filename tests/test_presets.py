@@ -9,6 +9,7 @@ from made import make_record
 
 from lipcert.config import load_config, steps_of
 from lipcert.data.registry import DATASETS
+from lipcert.families import GLORO_NETS
 from lipcert.radius import Radius
 from lipcert.report import names, scoreboard
 from lipcert.report.published import (
@@ -24,11 +25,13 @@ from lipcert.report.published import (
     same_images,
     schedule_differences,
 )
-from lipcert.schedules import learning_rate, robust_weight, training_radius
+from lipcert.schedules import learning_rate, loss_weight, training_radius
 
 PRESETS = {preset.path.stem: preset for preset in presets()}
 ROWS = {row.id: row for row in load_published()}
 EVERY = pytest.mark.parametrize("name", PRESETS)
+L2 = [name for name in PRESETS if name.startswith(("gloro", "liresnet"))]  # the others: test_linf_presets
+EVERY_L2 = pytest.mark.parametrize("name", L2)
 
 # --- size ------------------------------------------------------------------------------------------------------------
 
@@ -89,7 +92,7 @@ def liresnet_count(preset: Preset) -> int:
     return stem + blocks + convolution + dense + tail + c.neck_width * classes + classes
 
 
-@EVERY
+@EVERY_L2
 def test_parameters_are_those_of_the_reference(name: str):
     preset, expected = PRESETS[name], REFERENCE[name]
     counted = preset_parameters(preset)
@@ -181,7 +184,7 @@ RECIPES: dict[str, tuple[int, Curve, Curve, Curve | None]] = {
 PLAIN_FIRST = {"gloro-cifar10-6c2f": None, "gloro-cifar10-6c2f-trades": 1.2}
 
 
-@EVERY
+@EVERY_L2
 def test_schedules_are_those_of_the_recipe(name: str):
     config = PRESETS[name].config
     if name in PLAIN_FIRST:
@@ -192,7 +195,7 @@ def test_schedules_are_those_of_the_recipe(name: str):
         assert training_radius(config, share) == pytest.approx(radius(share * epochs), rel=1e-12)
         # The codes cut the cosine off at 1e-5 of the peak, lipcert lets it end there.
         assert learning_rate(config, share) == pytest.approx(rate(share * epochs), rel=1e-9, abs=1.01e-8)
-        assert weight is None or robust_weight(config, share) == pytest.approx(weight(share * epochs), rel=1e-12)
+        assert weight is None or loss_weight(config, share) == pytest.approx(weight(share * epochs), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", PLAIN_FIRST)
@@ -204,13 +207,13 @@ def test_schedules_after_the_plain_epochs(name: str):
         e = max(820 * share - 20, 0)
         assert learning_rate(config, share) == pytest.approx(rate(e), rel=1e-9)
         assert training_radius(config, share) == pytest.approx(0.141 * 1.1 * logarithmic(e, 800), rel=1e-9)
-        assert weight is None or robust_weight(config, share) == weight
+        assert weight is None or loss_weight(config, share) == weight
     per_epoch = steps_of(config, 50_000) // 820
     shares = [step / (820 * per_epoch) for step in (20 * per_epoch - 1, 20 * per_epoch)]
     assert [share < config.plain_share for share in shares] == [True, False]
 
 
-@EVERY
+@EVERY_L2
 def test_the_rest_of_the_recipe(name: str):
     c = PRESETS[name].config
     third, imagenet = "-iclr-" in name, c.dataset == "imagenet"
@@ -242,8 +245,8 @@ def test_the_rest_of_the_recipe(name: str):
 
 def test_names_say_the_work_and_no_row_is_answered_twice():
     answered = [row for preset in PRESETS.values() for row in preset.config.published]
-    assert len(answered) == len(set(answered)) == 56
-    assert set(REFERENCE) == set(PRESETS) == {*RECIPES, *PLAIN_FIRST}
+    assert len(answered) == len(set(answered)) == 76
+    assert set(REFERENCE) == set(L2) == {*RECIPES, *PLAIN_FIRST}
 
 
 @EVERY
@@ -256,7 +259,7 @@ def test_rows_fit_the_preset_and_none_of_their_kind_is_left_out(name: str):
     for row in rows:
         assert (row.paper, row.dataset, row.classes) == (paper, config.dataset, config.classes or facts.classes)
         assert row.evidence != "unverified_recollection" and same_images(config, row)
-        assert row.metric == "clean" or (row.norm == "l2" and Radius(row.radius) in reported)
+        assert row.metric == "clean" or (row.norm == config.norm and Radius(row.radius) in reported)
     kinds = {(row.paper, row.model, row.dataset, row.extra_data) for row in rows}
     for row in ROWS.values():
         wanted = row.metric in ("vra", "clean") and row.evidence != "unverified_recollection"
@@ -323,13 +326,9 @@ def test_the_list_of_presets_and_their_sizes_leave_none_out():
 
 
 def test_gloro_networks_bear_the_names_of_their_layers():
-    from lipcert.models.gloro import _NETS
-
-    assert set(names.GLORO) == set(_NETS)
-    for depth, (name, _) in names.GLORO.items():
-        layout, hidden = _NETS[depth]
-        assert name == f"{len(layout.split())}C{hidden + 1}F"
+    assert [net.name for net in GLORO_NETS.values()] == ["2C2F", "4C3F", "6C2F", "7C1F", "8C2F"]
+    assert all(net.name.startswith(f"{depth}C") for depth, net in GLORO_NETS.items())
     for stem, preset in PRESETS.items():
         if preset.config.family == "gloro":
             assert names.network_name(preset.config).split()[1].strip(",").lower() == stem.split("-")[2]
-            assert names.GLORO[preset.config.depth][1] == preset_model(preset.config).width
+            assert GLORO_NETS[preset.config.depth].width == preset_model(preset.config).width

@@ -1,22 +1,27 @@
 """What is printed of a certificate, and bounds that serve one chain only."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 import torch
 from torch import nn
 
+import lipcert.evaluate as evaluate
 from lipcert.certify import certify
 from lipcert.chain import NotCertifiable, chain_bounds
 from lipcert.config import ModelConfig, TrainConfig, load_config
-from lipcert.data import load_dataset
+from lipcert.data import Split, load_dataset, to_unit
+from lipcert.data.lazy import LazyImages
 from lipcert.layers import plain_linear
 from lipcert.models import build_model
-from lipcert.recertify import Request, cut, recertify
+from lipcert.paths import RESULTS
+from lipcert.recertify import Request, SetRequest, cut, recertify, recertify_sets
 from lipcert.records import read_record
 from lipcert.run import own_threads, step_flops
 from lipcert.train import fit
 
+SHIPPED = RESULTS / "models" / "digits-liresnet-L6W32.safetensors"
 IMAGES = torch.full((1, 1, 8, 8), 0.5, dtype=torch.float64)
 
 
@@ -106,3 +111,43 @@ def test_certificates_of_another_kind_have_files_of_their_own() -> None:
     bundles = [result.bundle for result in found if result.bundle]
     assert len(set(bundles)) == len(bundles) == 4
     assert found[0].path.stem.endswith("-digits-0-5-executed-float64-fast")
+
+
+def test_images_are_brought_to_float64_piece_by_piece(monkeypatch) -> None:
+    request = {"model": str(SHIPPED), "start": 7, "count": 140}
+    sets = SetRequest(**request, top_k=3), SetRequest(**request, affinity="[3,5][4,7]")
+    one, one_of_sets = recertify(Request(**request)), [recertify_sets(asked) for asked in sets]
+    sizes = []
+    monkeypatch.setattr(evaluate, "_PIECE_BYTES", 1)
+    monkeypatch.setattr(evaluate, "to_unit", lambda images, *rest: sizes.append(len(images)) or to_unit(images, *rest))
+    found = recertify(Request(**request))
+    assert sizes == [64, 64, 12]
+    for name in ("prediction_B", "radius_B", "runner_up_B", "logits_BK", "estimated_radius_B"):
+        assert torch.equal(getattr(found.certificates, name), getattr(one.certificates, name))
+    for asked, whole in zip(sets, one_of_sets, strict=True):
+        pieces = recertify_sets(asked).certificates
+        for name in ("order_BT", "radius_BT", "runner_up_BT", "logits_BK"):
+            assert torch.equal(getattr(pieces, name), getattr(whole.certificates, name))
+    test = load_dataset("digits").test
+    assert torch.equal(found.image_CHW(139), test.images_NCHW[146].double() / 16)
+    assert torch.equal(found.labels_N, test.labels_N[7:147])
+
+
+def test_images_in_files_are_decoded_when_they_are_asked_for(monkeypatch, tmp_path) -> None:
+    pytest.importorskip("PIL")
+    from pictures import picture, save
+
+    digits, names = load_dataset("digits"), [f"{n}.png" for n in range(5)]
+    for n, name in enumerate(names[1:4]):
+        save(tmp_path / name, picture(n, 8, 8))
+    files = LazyImages(tmp_path, names, [1] * 5, side=8, shorter=8)
+    data = replace(digits, shape=(3, 8, 8), scale=255, test=Split(files, digits.test.labels_N[:5], torch.arange(5)))
+    network = nn.Sequential(nn.Flatten(), plain_linear(torch.randn(10, 192), torch.zeros(10))).eval()
+    network.card = {
+        "dataset": "digits", "classes": None, "class_seed": 0, "input_shape": [3, 8, 8],
+        "class_names": list(digits.class_names), "radius": "0.1",
+    }  # fmt: skip
+    monkeypatch.setattr("lipcert.recertify.open_network", lambda model: network)
+    monkeypatch.setattr("lipcert.recertify.load_dataset", lambda *choice: data)
+    found = recertify(Request(model="network", start=1, count=3, guarantee="nominal"))
+    assert len(found.certificates) == 3 and torch.equal(found.image_CHW(2), files[3:4][0].double() / 255)

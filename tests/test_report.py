@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from made import RADII, add_radii, digits, make_record
@@ -12,12 +13,11 @@ from lipcert.config import TrainConfig, load_config
 from lipcert.paths import ROOT
 from lipcert.radius import Radius
 from lipcert.records import Layer, Record, write_record
-from lipcert.report import figures, labels, names, plane, published, schema, scoreboard, tables
-from lipcert.report.published import compare, load_published
+from lipcert.report import figures, guarantees, labels, names, plane, schema, scoreboard, tables
+from lipcert.report.published import load_published
 from lipcert.study import load_study
 
 V1 = ROOT / "notebooks/params/published/liresnet-v1-cifar10.yaml"
-V1_ID = "liresnet-arxiv-v1_liresnet-l18w256_cifar10_l2_36-255_vra"
 
 
 # --- sentences -------------------------------------------------------------------------------------------------------
@@ -84,98 +84,6 @@ def test_durations(seconds: float, text: str):
     assert tables.duration(seconds) == text
 
 
-# --- published numbers -----------------------------------------------------------------------------------------------
-
-
-def test_published_numbers_are_readable_and_their_ids_unique():
-    rows = load_published()
-    assert len({row.id for row in rows}) == len(rows) == 388
-    assert {row.evidence for row in rows} == set(published.EVIDENCE)
-
-
-def test_a_damaged_published_number_is_refused_by_line(tmp_path: Path):
-    lines = published.published_path().read_text().splitlines()
-    (tmp_path / "p.csv").write_text("\n".join([lines[0], lines[1].replace("65.1", "165.1")]))
-    with pytest.raises(ValueError, match=r"line 2: value_percent=165\.1: must be in \[0, 100\]"):
-        load_published(tmp_path / "p.csv")
-
-
-def test_nothing_is_counted_without_records(results: Path):
-    assert {c.status for c in compare([])} == {"not run"}
-    count = len(compare([]))
-    assert scoreboard.scoreboard().startswith(f"**0 of {count} published numbers re-measured**: no network")
-    assert "not run" in scoreboard.comparison_table() and "nan" not in scoreboard.comparison_table()
-    assert isinstance(figures.key_figure(), tables.Markdown)
-    assert f"{count} published numbers have a preset that was not run" in figures.key_figure_words()
-
-
-@pytest.mark.parametrize(
-    ("count", "status"),
-    [(6510, "reproduced"), (6550, "reproduced"), (6570, "above"), (6460, "reproduced"), (6450, "below")],
-)
-def test_status_follows_the_difference(count: int, status: str):
-    record = make_record(load_config(V1), (count, 5000, 100))
-    found = next(c for c in compare([record]) if c.row.id == V1_ID)
-    assert found.status == status
-    assert found.difference == pytest.approx(count / 100 - 65.1)
-    assert found.at_or_above == (count >= 6505)
-
-
-def test_seeds_are_averaged_and_their_spread_shown(results: Path):
-    for seed, count in enumerate((6400, 6500, 6600)):
-        write_record(make_record(load_config(V1, seed=seed), (count, 5000, 100)), results)
-    assert "65.00\N{NO-BREAK SPACE}% (nominal), 3 seeds, 64.00 to 66.00" in scoreboard.comparison_table()
-    text, count = scoreboard.scoreboard(), len(compare([]))
-    assert f"1 of {count}" in text and f"0 at or above the paper, 1 below, {count - 1} not run" in text
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"config": {"depth": 17}},
-        {"config": {"loss": "emma"}},
-        {"record": {"nominal": (), "radii": ()}},
-        {"config": {"generated": "c10.npz"}},
-        {"config": {"tail_depth": 8}},
-    ],
-    ids=["network", "loss", "radius not measured", "generated images", "dense layers at the end"],
-)
-def test_a_run_that_differs_is_not_comparable(changes: dict, monkeypatch: pytest.MonkeyPatch):
-    record = make_record(load_config(V1, **changes.get("config", {})))
-    if "record" in changes:
-        record = record.model_copy(update={"test": record.test.model_copy(update={"results": ()})})
-    found = next(c for c in compare([record]) if c.row.id == V1_ID)
-    assert (found.status, found.ours, found.others) == ("not comparable", (), (record,))
-
-
-def test_numbers_of_one_network_share_a_line_until_they_are_measured(results: Path):
-    assert "| 36/255, 72/255, 108/255, clean |  | 69.8, 56.3, 42.9, 81.0" in scoreboard.comparison_table()
-    plain = V1.with_name("liresnet-iclr-cifar10.yaml")
-    write_record(make_record(load_config(plain), (6980, 5600, 4290), clean=8100), results)
-    text = scoreboard.comparison_table().replace("\N{NO-BREAK SPACE}", " ")
-    assert "| 36/255 | 69.80 % (nominal), one run | 69.8 % (quoted by a third party) | +0.00 | reproduced |" in text
-    assert "| clean | 81.00 %, one run |" in text and "69.8, 56.3" not in text
-
-
-@pytest.mark.parametrize("changes", [{"epochs": 0}, {"status": "stopped"}, {"split": "validation"}])
-def test_smoke_stopped_and_validation_runs_are_no_results(changes: dict):
-    assert next(c for c in compare([make_record(load_config(V1), **changes)]) if c.row.id == V1_ID).status == "not run"
-
-
-def test_an_estimate_is_never_taken_for_a_certificate():
-    record = make_record(load_config(V1))
-    estimated = tuple(r for r in record.test.results if r.guarantee == "estimated")
-    record = record.model_copy(update={"test": record.test.model_copy(update={"results": estimated})})
-    assert not next(c for c in compare([record]) if c.row.id == V1_ID).ours
-
-
-def test_differences_in_schedule_are_named():
-    preset = load_config(V1)
-    found = published.schedule_differences(make_record(load_config(V1, lr=0.002), epochs=10), preset)
-    assert found == ["`lr` 0.002 (preset: 0.001)", "images seen 499,200 (preset: 39,936,000)"]
-    assert published.schedule_differences(make_record(preset), preset) == []
-
-
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -194,15 +102,41 @@ def test_differences_in_schedule_are_named():
 )
 def test_networks_have_one_name_each(settings: dict, name: str):
     config = TrainConfig(epochs=1, **settings)
-    assert tables.network_name(config) == tables.network_name(make_record(config)) == name
+    assert names.network_name(config) == names.network_name(make_record(config)) == name
+
+
+def test_a_label_names_the_loss_where_the_network_alone_would_not_tell():
+    small = {"width": 8}
+    configs = [digits(**small), digits(**small, loss="gloro"), digits(**small, seed=1), digits(), digits(seed=1)]
+    configs += [digits(dataset="mnist", **small), digits(dataset="mnist", **small, seed=1)]
+    records = [make_record(config) for config in configs]
+    assert names.labelled(records) == [
+        ("digits, LiResNet L6W8, EMMA", records[0]), ("digits, LiResNet L6W8, GloRo", records[1]),
+        ("digits, LiResNet L6W8, EMMA", records[2]), ("digits, LiResNet L6W32", records[3]),
+        ("digits, LiResNet L6W32", records[4]), ("MNIST, LiResNet L6W8", records[5]),
+        ("MNIST, LiResNet L6W8", records[6]),
+    ]  # fmt: skip
+    assert names.labelled(records[1:2]) == [("digits, LiResNet L6W8", records[1])]
+
+
+def test_two_losses_of_one_network_have_two_names_everywhere(results: Path):
+    rows = [(1, 1, 0.2, 0.3), (1, 1, 0.5, 0.6)]
+    for loss, counts in (("emma", (2, 1, 0)), ("gloro", (1, 1, 0))):
+        record = make_record(digits(batch=2, loss=loss), counts, clean=2, train=2, images=2)
+        write_record(add_radii(record, results, rows), results)
+    texts = [tables.study_table(), tables.claim_table(), guarantees.guarantee_table(), figures.vra_figure_words()]
+    texts += [figures.vra_figure().alt, figures.vra_figure().svg]
+    for text in texts:
+        assert "LiResNet L6W32, EMMA" in text and "LiResNet L6W32, GloRo" in text
+    assert "- On digits, LiResNet L6W32, EMMA with 1.23 M" in tables.study_words()
 
 
 def test_every_family_data_set_and_loss_has_a_name():
     from lipcert.data.registry import DATASETS
-    from lipcert.losses import _LOSSES
     from lipcert.models import FAMILIES
 
-    assert set(names.FAMILIES) == set(FAMILIES) and set(names.LOSSES) == set(_LOSSES)
+    losses = get_args(TrainConfig.model_fields["loss"].annotation)
+    assert set(names.FAMILIES) == set(FAMILIES) and set(names.LOSSES) == set(losses)
     assert set(names.DATASETS) >= {*DATASETS, *(row.dataset for row in load_published())}
 
 

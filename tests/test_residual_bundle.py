@@ -1,9 +1,6 @@
 """Bundles about networks with residual blocks: what is true is accepted, what is forged is not."""
 
-import contextlib
 import dataclasses
-import functools
-import io
 import math
 import types
 from collections.abc import Iterator
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from blocks import block
+from forge import verdict
 from nets import linear
 from torch import nn
 
@@ -25,34 +23,14 @@ from lipcert.chain import chain_bounds
 from lipcert.data import load_dataset, to_unit
 from lipcert.models.stored import geometry
 
+pytestmark = pytest.mark.usefixtures("digits_once")
 INSIDE = ("first.branch.up", "second.branch.one", "second.branch.inner.branch.two", "third.branch.down")
 JOINS = ("first.join", "second.branch.inner.join", "second.join", "third.join")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def digits_once():
-    before, checker.read_images = checker.read_images, functools.cache(checker.read_images)
-    yield
-    checker.read_images = before
 
 
 @pytest.fixture(scope="module")
 def small() -> forge.Bundle:
     return forge.honest(forge.blocks())
-
-
-def verdict(folder: Path) -> tuple[int, str]:
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        code = checker.main([str(folder)])
-    return code, said.getvalue()
-
-
-def changed(bundle: forge.Bundle, *changes: forge.Change) -> forge.Bundle:
-    bundle = bundle.copy()
-    for change in changes:
-        change(bundle)
-    return bundle
 
 
 CLAIMS = [("executed", "float64"), ("real", "float64"), ("executed", "float32")]
@@ -201,7 +179,7 @@ def test_forgeries_are_rejected(small, tmp_path):
     assert verdict(small.write(tmp_path / "honest"))[0] == 0
     count = 0
     for place, (name, change) in enumerate(forgeries()):
-        code, said = verdict(changed(small, change).write(tmp_path / str(place)))
+        code, said = verdict(small.changed(change).write(tmp_path / str(place)))
         assert code == 1 and said.startswith("rejected: "), f"{name}: {said}"
         count += 1
     assert count > 100
@@ -224,7 +202,7 @@ def test_weaker_claims_are_accepted(small, tmp_path):
             ),
         ]
     ):
-        code, said = verdict(changed(small, change).write(tmp_path / str(place)))
+        code, said = verdict(small.changed(change).write(tmp_path / str(place)))
         assert code == 0, f"{name}: {said}"
 
 

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipcert.config import ConfigError, TrainConfig, parse
+from lipcert.config import TrainConfig
 from lipcert.paths import local_dir
 from lipcert.records import read_record
 from lipcert.run import Run
-from lipcert.schedules import learning_rate, robust_weight, schedule, training_radius
+from lipcert.schedules import learning_rate, loss_weight, schedule, training_radius
+from lipcert.settings import ConfigError, parse
 from lipcert.train import fit
 
 SHARES = [0.0, 0.1, 0.25, 1 / 3, 0.5, 0.6, 0.75, 0.999]
@@ -187,9 +188,9 @@ def test_radius_of_the_ramp_and_of_a_schedule(progress):
 
 
 def test_weight_of_trades_is_a_number_or_a_schedule():
-    assert robust_weight(run(), 0.7) == 1.0
-    assert robust_weight(run(robust_weight=2), 0.7) == 2.0
-    assert robust_weight(run(robust_weight="[0.5]-[20]"), 0.5) == 10.25
+    assert loss_weight(run(loss="trades_kl"), 0.7) == 1.0
+    assert loss_weight(run(loss="trades_kl", robust_weight=2), 0.7) == 2.0
+    assert loss_weight(run(loss="trades_ce", robust_weight="[0.5]-[20]"), 0.5) == 10.25
 
 
 EPOCHS = [0, 1, 100, 249, 250, 251, 400, 499]
@@ -201,14 +202,14 @@ def test_schedules_of_the_mnist_recipe(epoch):
     lambda of TRADES linear from 0 to 2."""
     words = run(
         epochs=500.0, radius="0.3", radius_schedule=1.5, lr=1e-3, lr_schedule="constant_exp", lr_end=1e-3, warmup=0.0,
-        robust_weight="[0]-[2]",
+        robust_weight="[0]-[2]", loss="trades_ce",
     )  # fmt: skip
     language = words.model_copy(update={"lr_schedule": "[1][250:1]-exp-[0.001]"})
     expected = 1e-3 if epoch < 250 else 1e-3 * math.exp((epoch - 250) / 250 * math.log(1e-3))
     for config in (words, language):
         assert learning_rate(config, epoch / 500) == pytest.approx(expected, rel=1e-9)
         assert training_radius(config, epoch / 500) == pytest.approx(0.45, rel=1e-12)
-        assert robust_weight(config, epoch / 500) == pytest.approx(2 * epoch / 500, rel=1e-12)
+        assert loss_weight(config, epoch / 500) == pytest.approx(2 * epoch / 500, rel=1e-12)
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 200, 399, 400, 500, 799])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lipcert.attack.target import Found, Target, column, lengths, nearest_plane, rival_gradients, verify
-from lipcert.config import Settings
+from lipcert.settings import Settings
 
 _RIVALS = 9
 _SECANTS = {torch.float32: 5, torch.float64: 9}  # network runs per crossing: enough on a piecewise linear margin

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lipcert.attack.polish import Polished
 from lipcert.attack.target import DTYPES, Found, Target, column, gradient_of, lengths, margin_of, nothing, put, verify
-from lipcert.config import Settings
+from lipcert.settings import Settings
 
 _GRADIENT_LENGTH = 2.5  # total length of PGD's steps in radii
 _MOMENTUM = 0.75

@@ -13,7 +13,7 @@ from lipcert.attack.linearised import DeepFool
 from lipcert.attack.polish import polish
 from lipcert.attack.target import DTYPES, Found, Target, changed, column, lengths, nothing, put, verify
 from lipcert.certify import Certificates
-from lipcert.config import Settings
+from lipcert.settings import Settings
 
 _HALVINGS = {torch.float32: 26, torch.float64: 55}
 _FINEST = {torch.float32: 26.0, torch.float64: 55.0}  # samples move inward by 2^-1 ... 2^-this of the distance

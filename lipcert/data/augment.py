@@ -1,4 +1,4 @@
-"""Random crop with zero padding and random horizontal flip, for a whole batch at once, on the device of the images.
+"""Random crop with padding and random horizontal flip, for a whole batch at once, on the device of the images.
 
 Shape suffixes: B batch, C channels, H height, W width, P pixels of one image (H * W).
 """
@@ -7,8 +7,12 @@ import torch
 import torch.nn.functional as F
 
 
-def augment(images_BCHW: torch.Tensor, generator: torch.Generator, crop: int, flip: bool) -> torch.Tensor:
-    """Shift every image by up to `crop` pixels in each direction (zeros enter) and mirror it with probability 1/2.
+def augment(
+    images_BCHW: torch.Tensor, generator: torch.Generator, crop: int, flip: bool, edge: bool = False
+) -> torch.Tensor:
+    """Shift every image by up to `crop` pixels in each direction and mirror it with probability 1/2.
+
+    Zeros enter, or with `edge` copies of the outermost pixels.
 
     images_BCHW: uint8 or floating point; the result has the same shape, dtype and device. All randomness comes from
     `generator`, which must live on that device; nothing is read back to the host. With crop=0 and flip=False the
@@ -22,7 +26,7 @@ def augment(images_BCHW: torch.Tensor, generator: torch.Generator, crop: int, fl
     check_generator(images_BCHW, generator)
     if crop == 0 and not flip:
         return images_BCHW
-    return _apply(images_BCHW, *draw(len(images_BCHW), generator, crop, flip), crop)
+    return _apply(images_BCHW, *draw(len(images_BCHW), generator, crop, flip), crop, edge)
 
 
 def check_generator(images_BCHW: torch.Tensor, generator: torch.Generator) -> None:
@@ -52,15 +56,23 @@ def draw(
 
 
 def _apply(
-    images_BCHW: torch.Tensor, top_B: torch.Tensor, left_B: torch.Tensor, mirror_B: torch.Tensor, crop: int
+    images_BCHW: torch.Tensor,
+    top_B: torch.Tensor,
+    left_B: torch.Tensor,
+    mirror_B: torch.Tensor,
+    crop: int,
+    edge: bool,
 ) -> torch.Tensor:
     # One gather over flat pixels does both maps: on a CPU, uint8, B=256, it takes 0.5 ms, a window view 1.3 ms,
     # advanced indexing 3.7 ms.
     batch, channels, height, width = images_BCHW.shape
-    padded_BCHW = F.pad(images_BCHW, (crop, crop, crop, crop))
+    margin = 0 if edge else crop
+    padded_BCHW = F.pad(images_BCHW, (margin, margin, margin, margin))
     rows_BH = top_B[:, None] + torch.arange(height, device=top_B.device)
     columns_W = torch.arange(width, device=top_B.device)
     columns_BW = left_B[:, None] + torch.where(mirror_B[:, None], width - 1 - columns_W, columns_W)
+    if edge:  # rows and columns outside of the image are those at its border
+        rows_BH, columns_BW = (rows_BH - crop).clamp(0, height - 1), (columns_BW - crop).clamp(0, width - 1)
     pixel_BP = (rows_BH[:, :, None] * padded_BCHW.shape[-1] + columns_BW[:, None, :]).flatten(1)
     picked_BCP = padded_BCHW.flatten(2).gather(2, pixel_BP[:, None].expand(-1, channels, -1))
     return picked_BCP.view(batch, channels, height, width)

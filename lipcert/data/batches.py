@@ -13,7 +13,7 @@ from lipcert.data.lazy import RECIPES, LazyImages
 from lipcert.data.randaugment import check, rand_augment
 from lipcert.data.warp import gloro_cifar, gloro_tiny
 
-BATCH_POLICIES = ("crop", "gloro_cifar", "gloro_tiny", "randaugment")
+BATCH_POLICIES = ("crop", "crop_edge", "gloro_cifar", "gloro_tiny", "randaugment")
 POLICIES = (*BATCH_POLICIES, *RECIPES)
 
 
@@ -22,7 +22,8 @@ def augment_batch(
 ) -> torch.Tensor:
     """uint8 images -> augmented float32 images in [0, 1], on their device; all randomness comes from `generator`.
 
-    policy: "crop": `augment`, shift and mirror; exactly `to_unit(augment(...))`.
+    policy: "crop": `augment`, shift and mirror; exactly `to_unit(augment(...))`. "crop_edge": the same, padded with the
+        outermost pixels instead of zeros, as the l_inf recipes do.
         "randaugment": the same, then RandAugment with probability 1/2 (`randaugment.rand_augment`; scale 255).
         "gloro_cifar", "gloro_tiny": the GloRo recipes (see `warp`); they have no crop, and mirror if `flip`.
     crop, flip: padding of the random crop in pixels, and whether to mirror. scale: the pixel value of 1.0.
@@ -36,7 +37,7 @@ def augment_batch(
     if policy in ("gloro_cifar", "gloro_tiny"):
         warped = gloro_cifar if policy == "gloro_cifar" else gloro_tiny
         return warped(to_unit(images_BCHW, scale), generator, flip)
-    images_BCHW = augment(images_BCHW, generator, crop, flip)
+    images_BCHW = augment(images_BCHW, generator, crop, flip, edge=policy == "crop_edge")
     if policy == "randaugment":
         if scale != 255:
             raise ValueError(f"augmentation='randaugment' with scale={scale}: must be 255, pixels of 8 bits")

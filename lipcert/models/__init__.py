@@ -14,7 +14,7 @@ def build_model(config: ModelConfig) -> Network:
     """A freshly initialised network (torch's global generator draws the weights).
 
     Raises:
-        lipcert.config.ConfigError: sizes that do not fit together, with the sizes that do.
+        lipcert.settings.ConfigError: sizes that do not fit together, with the sizes that do.
     """
     return FAMILIES[config.family](config)
 

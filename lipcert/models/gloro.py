@@ -1,15 +1,7 @@
 """GloRo Nets: small convolution networks trained against their global Lipschitz margins (arXiv 2102.08452).
 
-`depth` names the published network by its convolutions, `width` is the number of filters of its first stage,
-`neck_width` that of the features of its hidden dense layers. At the published sizes:
-
-| depth | network | width | neck_width | input | parameters |
-|---|---|---|---|---|---|
-| 2 | 2C2F | 16 | 100 | MNIST | 166,406 |
-| 4 | 4C3F | 32 | 512 | MNIST | 1,974,762 |
-| 6 | 6C2F | 32 | 512 | CIFAR-10 | 2,250,378 |
-| 7 | 7C1F, the Tiny-ImageNet script of 2021 | 64 | none | Tiny-ImageNet | 5,061,448 |
-| 8 | 8C2F | 64 | 256 | Tiny-ImageNet | 6,177,992 |
+`depth` names one of `lipcert.families.GLORO_NETS` by its convolutions, `width` is the number of filters of its first
+stage, `neck_width` that of the features of its hidden dense layers.
 
 Images enter as they are, pixels in [0, 1], 28-pixel ones too; the head is not normalised.
 """
@@ -19,18 +11,11 @@ from collections import OrderedDict
 
 from torch import nn
 
-from lipcert.config import ConfigError, ModelConfig
+from lipcert.config import ModelConfig
+from lipcert.families import GLORO_NETS
 from lipcert.layers import ACTIVATIONS, Conv, Dense, Flatten, Head, Map
 from lipcert.models.network import Network
-
-# depth -> (convolutions: filters in units of `width`, kernel, stride; number of hidden dense layers)
-_NETS = {
-    2: ("1k4s2 2k4s2", 1),
-    4: ("1k3s1 1k4s2 2k3s1 2k4s2", 2),
-    6: ("1k3s1 1k3s1 1k4s2 2k3s1 2k3s1 2k4s2", 1),
-    7: ("1k3s1 1k3s1 1k4s2 2k3s1 2k4s2 4k3s1 4k4s2", 0),
-    8: ("1k3s1 1k3s1 1k4s2 2k3s1 2k3s1 2k4s2 4k3s1 4k4s2", 1),
-}
+from lipcert.settings import ConfigError
 
 
 def gloro(config: ModelConfig) -> Network:
@@ -39,11 +24,10 @@ def gloro(config: ModelConfig) -> Network:
     Raises:
         ConfigError: a depth that names no network, or an input size that does not halve.
     """
-    if config.depth not in _NETS:
-        raise ConfigError(
-            f"depth={config.depth} with family 'gloro': the networks have {', '.join(map(str, _NETS))} convolutions"
-        )
-    layout, hidden = _NETS[config.depth]
+    if config.depth not in GLORO_NETS:
+        known = ", ".join(map(str, GLORO_NETS))
+        raise ConfigError(f"depth={config.depth} with family 'gloro': the networks have {known} convolutions")
+    layout, hidden, _ = GLORO_NETS[config.depth]
     maps: OrderedDict[str, Map] = OrderedDict()
     channels, size = config.channels, config.input_size
     for number, text in enumerate(layout.split(), 1):

@@ -28,7 +28,7 @@ class Network(nn.Module):
 
     def lipschitz_estimate(self, steps: int) -> Tensor:
         """Estimate of the backbone's Lipschitz constant: product over its maps (differentiable; trains only)."""
-        estimate = torch.ones((), device=self.head.linear.weight.device)
+        estimate = torch.ones((), device=next(self.parameters()).device)
         for layer in self.backbone:
             estimate = estimate * layer.norm_estimate(steps)
         return estimate
@@ -39,6 +39,12 @@ class Network(nn.Module):
         How fast the margin z_i - z_j can shrink per unit of l2 distance; as good as L, here `lipschitz_estimate`'s.
         """
         return backbone * self.head.distances()
+
+    def set_exponent(self, p: float) -> None:
+        """p of all l_p distances, for the steps that follow; networks without any ignore it."""
+        for layer in self.modules():
+            if hasattr(layer, "exponent"):
+                layer.exponent = p
 
     @torch.no_grad()
     def plain(self) -> nn.Sequential:

@@ -17,6 +17,7 @@ from torch import nn
 
 from lipcert.forward import places
 from lipcert.layers import MinMax, Shift
+from lipcert.linf.layers import Distance, DistanceConv, Negate, SortedDistance
 from lipcert.paths import local_dir, results_dir
 from lipcert.program import Fork, Instruction, Join, assemble, instructions
 from lipcert.provenance import tensors_sha256
@@ -34,6 +35,11 @@ _KINDS: dict[str, tuple[type[Instruction], tuple[str, ...]]] = {
     "Flatten": (nn.Flatten, ("start_dim", "end_dim")),
     "ReLU": (nn.ReLU, ()),
     "Identity": (nn.Identity, ()),
+    "Distance": (Distance, ("in_features", "out_features")),
+    "DistanceConv": (DistanceConv, ("in_channels", "out_channels", "kernel_size", "stride", "padding")),
+    "SortedDistance": (SortedDistance, ("in_features", "out_features", "keep", "terms")),
+    "Negate": (Negate, ()),
+    "Tanh": (nn.Tanh, ()),
     "Fork": (Fork, ()),
     "Join": (Join, ()),
 }

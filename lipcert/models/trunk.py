@@ -12,10 +12,11 @@ Three generations of LiResNet are in circulation under one name, and `neck` tell
 from collections import OrderedDict
 from collections.abc import Callable
 
-from lipcert.config import ConfigError, ModelConfig
+from lipcert.config import ModelConfig
 from lipcert.layers import ACTIVATIONS, Conv, Dense, Flatten, Map, NormalizedHead, Shift, ZeroPad
 from lipcert.models.network import Network
 from lipcert.orthogonal import OrthogonalDense, OrthogonalPatchConv, OrthogonalResidualStack
+from lipcert.settings import ConfigError
 
 _PATCH = 4  # side of the neck's patches: the stack's map must divide by it
 _SIZES = {8: "3x3/1", 28: "5x5/2", 32: "5x5/2", 64: "5x5/2", 224: "patch"}

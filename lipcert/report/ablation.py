@@ -3,6 +3,7 @@
 Everything is drawn from the records of the study files in `notebooks/params/study`; a cell without one is "not run".
 """
 
+import functools
 import statistics
 from collections.abc import Sequence
 
@@ -32,6 +33,7 @@ _CLOSED = 0.01  # what a branch must add to its block's constant to count as ope
 _NOT_RUN = "No cell of this table has been run yet."
 
 
+@functools.cache
 def study(name: str) -> Study:
     """A study file of `notebooks/params/study` by its name."""
     return load_study(ROOT / "notebooks" / "params" / "study" / f"{name}.yaml")
@@ -55,10 +57,9 @@ def branch_constants(record: Record) -> list[float]:
 
 def branch_words(name: str) -> Markdown:
     """Whether training opened the branches of the conventional networks of a study."""
-    said = []
-    other = "depth" if "depth" in name else "loss"
+    said, cells = [], arms(name, "depth" if "depth" in name else "loss")
     for arm, start in (("resnet", "begin at scale 0, as in the reference"), (_ARM, "begin at scale depth^(-1/2)")):
-        records = [r for (family, _), found in arms(name, other).items() if family == arm for r in found]
+        records = [r for (family, _), found in cells.items() if family == arm for r in found]
         if not records:
             continue
         sums = [branch_constants(r) for r in records]
@@ -196,9 +197,8 @@ def depth_figure(name: str = "depth-cifar10") -> "Figure | Markdown":
     rows = []
     for family, (colour, marker, dash) in _FAMILY_MARKS.items():
         points = sorted((depth, statistics.fmean(vra(records))) for (f, depth), records in found.items() if f == family)
-        axes.plot(
-            *zip(*points, strict=True), dash, marker=marker, color=colour, label=_NAMES[family]
-        ) if points else None
+        if points:
+            axes.plot(*zip(*points, strict=True), dash, marker=marker, color=colour, label=_NAMES[family])
         rows += [(family, depth, f"{value:.4f}") for depth, value in points]
     axes.set(xlabel="depth, blocks", ylabel="VRA, % of test images", xticks=sorted({depth for _, depth in found}))
     axes.grid()
@@ -223,13 +223,13 @@ def depth_words(name: str = "depth-cifar10") -> Markdown:
 
 def setting_words(name: str) -> Markdown:
     """What all cells of a study share, and what it cost."""
-    plan, config = study(name), study(name).cells[0]
-    records = [r for part in (name, OPEN[name]) for r in study(part).records().values() if r]
-    total = len(plan.cells) + len(study(OPEN[name]).cells)
+    config = study(name).cells[0]
+    found = [record for part in (name, OPEN[name]) for record in study(part).records().values()]
+    records = list(filter(None, found))
     hours = sum(r.training.seconds for r in records) / 3600
     return Markdown(
         f"{config.epochs:g} passes over {DATASETS[config.dataset]} in batches of {config.batch}, width {config.width}, "
         f"learning rate {config.lr:g}, training radius from {config.radius_start:g} to {config.radius_end:g} times "
-        f"{config.radius}: the same for every cell. {len(records)} of {total} cells were run, {hours:.1f} "
+        f"{config.radius}: the same for every cell. {len(records)} of {len(found)} cells were run, {hours:.1f} "
         f"hours of training in all (`lipcert study notebooks/params/study/{name}.yaml`, and `{OPEN[name]}.yaml`)."
     )

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
-from lipcert.report.checks import Check, load_checks
+from lipcert.report.checks import Check, find_check
 from lipcert.report.svg import BLUE, INK, VERMILLION, WIDTH, Figure, canvas, finish
 from lipcert.report.tables import Markdown, table
 
@@ -73,18 +73,13 @@ class Case:
         return (1 + self.bound) / self.whole
 
 
-def record() -> Check | None:
-    """The published measurement, or None."""
-    return next((check for check in load_checks() if check.goal == GOAL), None)
-
-
 def cases(check: Check | None = None) -> list[Case]:
     """Every block of a record (the published one), or nothing where there is none.
 
     Raises:
         ValueError: rows with other columns than this page knows.
     """
-    check = check or record()
+    check = check or find_check(GOAL)
     if check is None:
         return []
     head, *rows = check.rows
@@ -119,7 +114,7 @@ def _shown(function: Callable) -> Callable:
 @_shown
 def family_table() -> Markdown:
     """Two tokens 0 and t: the derivative as measured and its closed form."""
-    numbers = record().numbers
+    numbers = find_check(GOAL).numbers
     steps = [float(key.removeprefix("family ")) for key in numbers if key.startswith("family ") and "norm" not in key]
     rows = [(f"{t:,.0f}", f"{numbers[f'family {t:g}']:,.2f}", f"{0.5 + t * t / 4:,.2f}") for t in sorted(steps)]
     return table(("$t$", "measured", "$1/2 + t^2/4$"), rows, right=(0, 1, 2))
@@ -128,7 +123,7 @@ def family_table() -> Markdown:
 @_shown
 def pieces_table() -> Markdown:
     """Softmax and layer normalisation: the proven constant, the largest Jacobian norm found, and where."""
-    numbers = record().numbers
+    numbers = find_check(GOAL).numbers
     limit = f"{1 / math.sqrt(numbers['norm eps']):.2f}"
     rows = [
         ("softmax", "0.5", f"{numbers['softmax random']:.4f}", "random inputs"),
@@ -266,7 +261,7 @@ def depth_words(blocks: int = 12) -> Markdown:
 @_shown
 def found_words() -> Markdown:
     """How much of a large bound is no looseness, and what is left of a branch whose bound is held."""
-    limit = record().numbers["held"]
+    limit = find_check(GOAL).numbers["held"]
     free, held = (_found(weights, ATTENTION) for weights in ("trained", "held"))
     return Markdown(
         f"Not all of it is looseness. Trained freely, attention was found to stretch by {free} (medians), so that even "
@@ -284,7 +279,7 @@ def _found(weights: str, blocks: Sequence[str]) -> str:
 @_shown
 def measured_words() -> Markdown:
     """How much was measured, and that no bound was violated (or how often)."""
-    check, found = record(), cases()
+    check, found = find_check(GOAL), cases()
     wrong = violations()
     shapes = ", ".join(f"{n} × {d}" for n, d in sorted({(case.tokens, case.features) for case in found}))
     heads = " and ".join(map(str, sorted({case.heads for case in found})))

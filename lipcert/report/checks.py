@@ -17,6 +17,7 @@ from lipcert.paths import local_dir, results_dir
 from lipcert.report.tables import Markdown, table
 
 Verdict = Literal["met", "fell short", "in part"]
+_NOT_RUN = "Not run."
 
 
 class Check(BaseModel):
@@ -103,20 +104,28 @@ def load_checks(folder: Path | None = None) -> list[Check]:
     )
 
 
+def find_check(goal: str) -> Check | None:
+    """The published check of a goal, None where it was not run."""
+    return next((check for check in load_checks() if check.goal == goal), None)
+
+
+def rows_of(goal: str) -> tuple[tuple[str, ...], ...]:
+    """The table of a goal's published check, its head first; empty where it was not run."""
+    check = find_check(goal)
+    return check.rows if check else ()
+
+
 def check_rows(goal: str) -> Markdown:
     """The table that came with one check; a plain sentence where it was not run."""
-    for check in load_checks():
-        if check.goal == goal and check.rows:
-            head, *rows = check.rows
-            return table(head, rows)
-    return Markdown("Not run.")
+    if not (rows := rows_of(goal)):
+        return Markdown(_NOT_RUN)
+    return table(rows[0], rows[1:])
 
 
 def check_words(goal: str) -> Markdown:
     """One check in a sentence, with where it was measured."""
-    for check in load_checks():
-        if check.goal == goal:
-            where = f"{check.hardware.get('processor')}, {check.hardware.get('cores')} cores"
-            commit = (check.commit or "unknown")[:7]
-            return Markdown(f"{check.measured} (`{check.command}`, {check.seconds:,.0f} s, {where}, commit {commit})")
-    return Markdown("Not run.")
+    if (check := find_check(goal)) is None:
+        return Markdown(_NOT_RUN)
+    where = f"{check.hardware.get('processor')}, {check.hardware.get('cores')} cores"
+    commit = (check.commit or "unknown")[:7]
+    return Markdown(f"{check.measured} (`{check.command}`, {check.seconds:,.0f} s, {where}, commit {commit})")

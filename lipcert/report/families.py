@@ -1,6 +1,6 @@
 """The families of networks side by side: size, cost of a training step, tightness of the bound."""
 
-from lipcert.report.checks import load_checks
+from lipcert.report.checks import find_check
 from lipcert.report.tables import Markdown, table
 
 _NOT_MEASURED = "Not run: `python -m benchmarks.cost` measures it."
@@ -16,15 +16,14 @@ _ROWS = {
 
 def family_table() -> Markdown:
     """One row a family: parameters, time and memory of a training step with EMMA as ratios to a plain network."""
-    numbers = next((check.numbers for check in load_checks() if check.goal == "cost"), None)
-    if numbers is None:
+    if (check := find_check("cost")) is None:
         return Markdown(_NOT_MEASURED)
     rows = [
         (
             name,
             family,
-            f"{numbers[f'{name}, parameters']:,}",
-            *(f"{numbers[f'{name}, {what}']:.2f}" for what in ("time", "memory")),
+            f"{check.numbers[f'{name}, parameters']:,}",
+            *(f"{check.numbers[f'{name}, {what}']:.2f}" for what in ("time", "memory")),
             bound,
         )
         for name, (family, bound) in _ROWS.items()
@@ -34,8 +33,7 @@ def family_table() -> Markdown:
 
 def cost_table() -> Markdown:
     """Every family with every loss."""
-    check = next((check for check in load_checks() if check.goal == "cost"), None)
-    if check is None:
+    if (check := find_check("cost")) is None:
         return Markdown(_NOT_MEASURED)
     head, *rows = check.rows
     return table(head, rows, right=(2, 3, 4, 5))
@@ -43,8 +41,7 @@ def cost_table() -> Markdown:
 
 def cost_words() -> Markdown:
     """The costs in words, with the hardware they were measured on."""
-    check = next((check for check in load_checks() if check.goal == "cost"), None)
-    if check is None:
+    if (check := find_check("cost")) is None:
         return Markdown(_NOT_MEASURED)
     n, threads = check.numbers, check.hardware.get("threads")
     epochs = {c: [n[f"{loss}, {c} classes, seconds an epoch"] for loss in ("gloro", "emma")] for c in (10, 100)}

@@ -14,7 +14,7 @@ from lipcert.paths import local_dir, results_dir
 from lipcert.radius import Radius
 from lipcert.records import Record, load_records
 from lipcert.report.labels import place_labels
-from lipcert.report.names import data_name, network_name
+from lipcert.report.names import data_name, labelled, network_name
 from lipcert.report.published import Comparison, compare, load_published
 from lipcert.report.scoreboard import row_name
 from lipcert.report.svg import BLUE, FAINT, GREEN, INK, PURPLE, VERMILLION, WIDTH, Figure, canvas, finish
@@ -141,10 +141,9 @@ def _draw_vra(records: list[Record], height: float, name: str = "vra-over-radius
     steps = _grid(tabled)
     x = [float(s.exact) for s in steps]
     rows, alt, series = [], [], []
-    for r, (colour, marker, glyph) in zip(records, _LINES, strict=False):
+    for (label, r), (colour, marker, glyph) in zip(labelled(records), _LINES, strict=False):
         proven, estimated = read_radii(r)
         y, claim = vra_curve(proven, r.test.clean, steps), vra_curve(estimated, r.test.clean, steps)
-        label = f"{data_name(r)}, {network_name(r)}"
         axes.plot(x, claim, ":", color=colour, linewidth=2.2)
         at = [steps.index(radius) for radius in tabled]
         axes.plot(x, y, marker=marker, markevery=at, markersize=5, color=colour, linewidth=1.6, label=label)
@@ -205,7 +204,7 @@ def vra_legend(one_per_dataset: bool = False) -> Markdown:
 def vra_figure_words(one_per_dataset: bool = False) -> Markdown:
     """The curves in words: how far half of the images are certified, and how far the claim is from the proof."""
     lines = []
-    for r in (r for group in vra_groups(one_per_dataset) for r in group):
+    for label, r in labelled([r for group in vra_groups(one_per_dataset) for r in group]):
         proven, estimated = read_radii(r)
         ordered = sorted(proven)
         gap = max((e / p - 1 for p, e in zip(proven, estimated, strict=True) if p > 0), default=0.0)
@@ -213,7 +212,7 @@ def vra_figure_words(one_per_dataset: bool = False) -> Markdown:
         reach = f"half of the images are right and certified beyond radius {_down(half)}" if half else "fewer than half"
         reach += "" if half else " of the images are right and certified at any radius"
         lines.append(
-            f"- {data_name(r)}, {network_name(r)}: {reach}, the best one beyond {_down(best)}; the power method's "
+            f"- {label}: {reach}, the best one beyond {_down(best)}; the power method's "
             f"radii are up to {100 * gap:.2g} % longer than the proven ones."
         )
     return Markdown("\n".join([vra_legend(one_per_dataset), "", *lines]) if lines else "")

@@ -24,9 +24,9 @@ def gallery(result: Recertified, columns: int = 5) -> Figure:
     axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, image_CHW, (_, label, predicted, rival, radius) in zip(axes.flat, result.images_NCHW, rows, strict=False):
+    for n, (axis, (_, label, predicted, rival, radius)) in enumerate(zip(axes.flat, rows, strict=False)):
         text = f"{predicted}\nthen {rival or 'nothing'}\nr = {radius}"
-        _show(axis, image_CHW, text, INK if predicted == label else VERMILLION)
+        _show(axis, result.image_CHW(n), text, INK if predicted == label else VERMILLION)
     words = "; ".join(f"image {n}: {p}, certified radius {r}" for n, _, p, _, r in rows)
     head = ("image", "label", "prediction", "runner-up", "certified l2 radius")
     return finish("tour", figure, f"{len(rows)} test images. {words}.", head, rows)
@@ -43,7 +43,7 @@ def attack_strip(result: Recertified, image: int = 0) -> Figure:
     radius = float(certificates.radius_B[image])
     if predicted == ABSTAIN:
         raise ValueError(f"image={image}: the network abstains there; choose another")
-    original = result.images_NCHW[image]
+    original = result.image_CHW(image)
     inside = margin_attack(result.chain, original, predicted, rival, radius)
     factor, beyond = 1.0, inside
     while predict(result.chain, beyond[None]).item() == predicted and factor < _FARTHEST:

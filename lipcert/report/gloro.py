@@ -2,9 +2,10 @@
 
 import statistics
 
+from lipcert.families import GLORO_NETS
 from lipcert.records import Record, load_records
 from lipcert.report.figures import training_curve, training_curve_words
-from lipcert.report.names import DATASETS, GLORO
+from lipcert.report.names import DATASETS
 from lipcert.report.published import compare, preset_parameters, presets, schedule_differences
 from lipcert.report.svg import Figure
 from lipcert.report.tables import Markdown, duration, machine, percent, run_table, table
@@ -18,9 +19,8 @@ def size_table() -> Markdown:
     for preset in presets():
         c = preset.config
         if c.family == "gloro":
-            rows.setdefault(
-                c.depth, (GLORO[c.depth][0], c.width, DATASETS[c.dataset], f"{preset_parameters(preset):,}")
-            )
+            net = GLORO_NETS[c.depth].name
+            rows.setdefault(c.depth, (net, c.width, DATASETS[c.dataset], f"{preset_parameters(preset):,}"))
     lines = [(f"`{depth}`", *row) for depth, row in sorted(rows.items())]
     return table(("`depth`", "network", "`width`", "data", "parameters"), lines, right=(4,))
 
@@ -61,8 +61,8 @@ def reproduction_figure() -> "list[Figure | Markdown]":
 def preset_list() -> Markdown:
     """The recipes of 2021 as presets."""
     lines = [
-        f"- `lipcert train {p.name}`: {DATASETS[p.config.dataset]}, {GLORO[p.config.depth][0]}, `{p.config.loss}`, "
-        f"{p.config.epochs:g} epochs"
+        f"- `lipcert train {p.name}`: {DATASETS[p.config.dataset]}, {GLORO_NETS[p.config.depth].name}, "
+        f"`{p.config.loss}`, {p.config.epochs:g} epochs"
         for p in presets()
         if p.config.family == "gloro"
     ]

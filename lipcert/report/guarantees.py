@@ -15,7 +15,8 @@ from lipcert.radius import Radius
 from lipcert.records import Record
 from lipcert.report.enclosures import scientific
 from lipcert.report.estimates import NETWORK
-from lipcert.report.tables import NOTHING, Markdown, data_name, network_name, percent, result_records, table
+from lipcert.report.names import labelled
+from lipcert.report.tables import NOTHING, Markdown, percent, result_records, table
 
 WORDS = (
     ("estimated", "float64"), ("nominal", "float64"), ("real", "float64"), ("executed", "float64"), ("real", "float32"),
@@ -30,10 +31,10 @@ def guarantee_table() -> Markdown:
     records = result_records()
     if not records:
         return Markdown(NOTHING)
-    rows = []
-    for r in records:
-        name = f"{data_name(r)}, {network_name(r)}, {r.config.radius}"
-        rows.append((name, *(_cell(r, r.config.radius, *word) for word in _SHOWN)))
+    rows = [
+        (f"{label}, {r.config.radius}", *(_cell(r, r.config.radius, *word) for word in _SHOWN))
+        for label, r in labelled(records)
+    ]
     return table(("network, radius", *(_name(*word) for word in _SHOWN)), rows, right=range(1, len(_SHOWN) + 1))
 
 

@@ -1,5 +1,8 @@
 """What readers call networks, data sets and losses: the one place where settings become names."""
 
+from collections import Counter
+from collections.abc import Sequence
+
 from lipcert import families
 from lipcert.config import Architecture
 from lipcert.records import Record
@@ -12,14 +15,13 @@ DATASETS = {
 FAMILIES = {name: family.title for name, family in families.FAMILIES.items()}
 LOSSES = {
     "emma": "EMMA", "emma_fixed": "EMMA at fixed radius", "gloro": "GloRo", "trades_kl": "TRADES-KL",
-    "trades_ce": "TRADES-CE", "cross_entropy": "cross-entropy",
+    "trades_ce": "TRADES-CE", "cross_entropy": "cross-entropy", "linf_mixture": "clipped hinge and cross-entropy",
+    "linf_hinge": "hinge", "ibp": "IBP",
 }  # fmt: skip
-# Depth of a GloRo net -> the paper's name (convolutions, dense layers) and the width it goes with.
-GLORO = {2: ("2C2F", 16), 4: ("4C3F", 32), 6: ("6C2F", 32), 7: ("7C1F", 64), 8: ("8C2F", 64)}
 
 
 def network_name(network: Record | Architecture) -> str:
-    """`LiResNet L6W64`, `ResNet L6W32, conventional`, `GloRo 2C2F`.
+    """`LiResNet L6W64`, `ResNet L6W32, conventional`, `GloRo 2C2F`, `SortNet L6W5120`.
 
     Said only where it is not the family's rule: an activation other than MinMax (GloRo: than ReLU), orthogonal dense
     layers at the end (`LiResNet L12W512, 8 dense`), another width than that of the published GloRo net.
@@ -27,15 +29,29 @@ def network_name(network: Record | Architecture) -> str:
     config = network.config if isinstance(network, Record) else network
     size, usual = f"L{config.depth}W{config.width}", "minmax"
     if config.family == "gloro":
-        published, width = GLORO.get(config.depth, (f"{config.depth} convolutions", config.width))
-        size, usual = published if config.width == width else f"{published}, width {config.width}", "relu"
+        net = families.GLORO_NETS[config.depth]
+        size, usual = net.name if config.width == net.width else f"{net.name}, width {config.width}", "relu"
+    family = "SortNet" if config.keep < 1 else FAMILIES[config.family]
     remarks = ["conventional"] if config.family == "resnet" else []
+    remarks += ["+MLP"] if config.mlp_width else []
     remarks += [f"{config.tail_depth} dense"] if config.tail_depth else []
     remarks += [{"minmax": "MinMax", "relu": "ReLU"}[config.activation]] if config.activation != usual else []
-    return ", ".join([f"{FAMILIES[config.family]} {size}", *remarks])
+    return ", ".join([f"{family} {size}", *remarks])
 
 
 def data_name(record: Record) -> str:
     """`CIFAR-100 (20 classes)` for a subset, `CIFAR-10` otherwise."""
     name = DATASETS.get(record.data.name, record.data.name)
     return name if record.config.classes is None else f"{name} ({record.data.classes} classes)"
+
+
+def labelled(records: Sequence[Record]) -> list[tuple[str, Record]]:
+    """Runs that a table or figure shows side by side, each behind its label: `CIFAR-10, LiResNet L6W32`.
+
+    With the loss, as in `CIFAR-10, LiResNet L6W32, GloRo`, where the same network was trained with another one too.
+    """
+    names = [f"{data_name(r)}, {network_name(r)}" for r in records]
+    trained = [(name, LOSSES[r.config.loss]) for name, r in zip(names, records, strict=True)]
+    ways = Counter(name for name, _ in set(trained))
+    labels = [f"{name}, {loss}" if ways[name] > 1 else name for name, loss in trained]
+    return list(zip(labels, records, strict=True))

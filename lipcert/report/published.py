@@ -37,6 +37,9 @@ WORKS = {
     "liresnet-v1": ("LiResNet, first generation (arXiv v1, 2023)", "Hu et al. (LiResNet, arXiv v1)"),
     "liresnet-neurips": ("LiResNet, second generation (NeurIPS 2023)", "Hu et al. (LiResNet, NeurIPS 2023)"),
     "liresnet-iclr": ("LiResNet, third generation (ICLR 2024)", "Hu et al. (Recipe / CHORD LiResNet, ICLR 2024)"),
+    "linf-v1": ("l_inf-distance nets, first version (2021)", "Zhang et al. (l_inf-distance nets)"),
+    "linf-v2": ("l_inf-distance nets, second version (2022)", "Zhang et al. (l_inf-distance nets v2)"),
+    "sortnet": ("SortNet (2022)", "Zhang et al. (SortNet)"),
 }
 
 

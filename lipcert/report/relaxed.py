@@ -7,7 +7,7 @@ import functools
 from dataclasses import dataclass
 from itertools import groupby
 
-from lipcert.report.checks import load_checks
+from lipcert.report.checks import rows_of
 from lipcert.report.svg import BLUE, GREEN, INK, PURPLE, VERMILLION, WIDTH, Figure, canvas, finish
 from lipcert.report.tables import DATASETS, Markdown, down, percent, table
 
@@ -65,8 +65,7 @@ def measured() -> list[list[Measured]]:
     Raises:
         ValueError: rows of another kind.
     """
-    rows = next((check.rows for check in load_checks() if check.goal == GOAL), ())
-    if not rows:
+    if not (rows := rows_of(GOAL)):
         return []
     if rows[0] != HEAD:
         raise ValueError(f"check {GOAL!r} has columns {', '.join(rows[0])}: must be {', '.join(HEAD)}")

@@ -6,7 +6,7 @@
 from dataclasses import dataclass
 from statistics import median
 
-from lipcert.report.checks import load_checks
+from lipcert.report.checks import rows_of
 from lipcert.report.svg import BLUE, INK, VERMILLION, WIDTH, Figure, canvas, finish
 from lipcert.report.tables import Markdown, table
 
@@ -52,7 +52,7 @@ class Net:
 
 def nets() -> list[Net]:
     """All networks of the record; empty without it."""
-    rows = next((c.rows for c in load_checks() if c.goal == "exact-constants"), ())
+    rows = rows_of("exact-constants")
     found = []
     for line in rows[1:]:
         n = dict(zip(rows[0], line, strict=True))

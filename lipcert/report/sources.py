@@ -2,9 +2,10 @@
 
 import functools
 
-from lipcert.config import TrainConfig, load_config, read_yaml
+from lipcert.config import TrainConfig, load_config
 from lipcert.paths import ROOT
 from lipcert.records import Record
+from lipcert.settings import read_yaml
 from lipcert.study import load_study
 
 _STUDY = "lipcert study "

@@ -11,7 +11,7 @@ from pathlib import Path
 from lipcert.paths import local_dir
 from lipcert.radius import Radius
 from lipcert.records import Layer, Record, RecordError, load_records, read_record
-from lipcert.report.names import DATASETS, data_name, network_name
+from lipcert.report.names import DATASETS, data_name, labelled
 from lipcert.report.published import is_smoke, results_only
 from lipcert.report.sources import command_of, is_cell
 
@@ -164,10 +164,10 @@ def study_table() -> Markdown:
     for radii, records in by_radii(study_records()).items():
         rows = [
             (
-                f"{data_name(r)}, {network_name(r)}, {r.model.parameters / 1e6:.2f} M", f"{r.training.images:,}",
+                f"{label}, {r.model.parameters / 1e6:.2f} M", f"{r.training.images:,}",
                 percent(r.clean_accuracy()), *(_both(r, radius) for radius in radii),
             )
-            for r in records
+            for label, r in labelled(records)
         ]  # fmt: skip
         head = ("network", "images seen", "clean", *(f"VRA at {radius}" for radius in radii))
         tables.append(table(head, rows, right=(1, 2)))
@@ -214,16 +214,17 @@ def best_sentence() -> Markdown:
 
 def study_words() -> Markdown:
     """The study's table in words."""
-    best = best_records()
+    best, lines = best_records().values(), []
     if not best:
         return Markdown(NOTHING)
-    lines = []
-    for name, r in best.items():
+    for label, r in labelled(study_records()):
+        if r not in best:
+            continue
         radius = r.config.radius
         result = r.result(radius)
         estimated = r.result(radius, "estimated")
         line = (
-            f"- On {name}, {network_name(r)} with {r.model.parameters / 1e6:.2f} M parameters is right on "
+            f"- On {label} with {r.model.parameters / 1e6:.2f} M parameters is right on "
             f"{percent(r.clean_accuracy())} of {r.test.images:,} test images, and both right and certified "
             f"({result.guarantee}) at ℓ₂ radius {radius} on {percent(r.vra(radius))}."
         )
@@ -244,10 +245,7 @@ def claim_table() -> Markdown:
     """For every run of the study, the images that the power method would have claimed beyond the proof."""
     tables = []
     for radii, records in by_radii(result_records()).items():
-        rows = [
-            (f"{data_name(r)}, {network_name(r)}", f"{r.test.images:,}", *(_extra(r, x) for x in radii))
-            for r in records
-        ]
+        rows = [(label, f"{r.test.images:,}", *(_extra(r, x) for x in radii)) for label, r in labelled(records)]
         head = ("network", "test images", *(f"at {x}" for x in radii))
         tables.append(table(head, rows, right=(1, 2, 3, 4)))
     return Markdown("\n".join(tables) or NOTHING)

@@ -9,7 +9,7 @@ from statistics import mean
 from typing import NamedTuple
 
 from lipcert.paths import RESULTS, results_dir
-from lipcert.report.checks import load_checks
+from lipcert.report.checks import rows_of
 from lipcert.report.names import DATASETS, FAMILIES
 from lipcert.report.published import EVIDENCE
 from lipcert.report.svg import BLUE, FAINT, GREEN, INK, PURPLE, VERMILLION, WIDTH, Figure, canvas, finish
@@ -71,7 +71,7 @@ def published_tightness() -> list[Published]:
 
 def measured() -> list[Cell]:
     """What the record holds, by data set, family and depth; empty without it."""
-    rows = next((c.rows for c in load_checks() if c.goal == "tightness"), ())
+    rows = rows_of("tightness")
     nets = [dict(zip(rows[0], line, strict=True)) for line in rows[1:]]
     groups: dict[tuple[str, str, int], list[dict[str, str]]] = {}
     for net in nets:
