@@ -66,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     certify.add_argument("--count", type=int, default=10, help="number of test images; 0: all (default 10)")
     certify.add_argument("--start", type=int, default=0, help="first test image (default 0)")
     certify.add_argument("--radius", help="radius to count at (default: the network's own)")
+    certify.add_argument("--norm", choices=("l2", "linf"), help="of the ball (default: the network's own)")
+    certify.add_argument("--method", choices=("margin", "interval"), help="of the proof (default: what proves the most)")
     certify.add_argument("--effort", default="fast", help="of the bounds: fast, tight or exact (default fast)")
     certify.add_argument(
         "--guarantee", default="executed", help="nominal, real or executed (default executed); see the book"
@@ -175,7 +177,7 @@ def _certify(options: argparse.Namespace) -> int:
     from lipcert.commands import certify_images, certify_sets
 
     relaxed = ("top_k", "affinity") if options.top_k or options.affinity else ()
-    names = ("model", "images", "start", "count", "effort", "guarantee", "arithmetic", *relaxed)
+    names = ("model", "images", "start", "count", "norm", "method", "effort", "guarantee", "arithmetic", *relaxed)
     request = {name: getattr(options, name) for name in names}
     request["radii"] = (options.radius,) if options.radius else ()
     return certify_sets(request) if relaxed else certify_images(request)

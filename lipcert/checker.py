@@ -28,13 +28,13 @@ with pixels in [0, 1] ("interval"). Its ends enclose whatever reaches the next l
 arithmetic (real) or as deployed (executed; its ends are then numbers of that arithmetic, and take in 0 if closer to it
 than V). Comparing, copying, negating: ends go to ends. A sum or difference of two is monotone, and so is rounding: if
 executed, its values at the ends, rounded as deployed, enclose all others without any error term; if real, one step
-outward undoes the rounding. For x from low to high, |x - w| is from max(0, low - w, w - high) to max(high - w, w - low),
-differences as above, and the k-th largest is monotone in all of them. Of k products, W x + b is within |W| s of W c + b,
-for c in the middle and s >= |x - c|; this pass, in float64, and a deployed one err by gamma_{k+3} (|W| max|x| + |b|),
-k+1 for the sum, the rest for differences of rows and for moving ends. Underflow adds V (4 (k+3) + k (max|W| + max|x|)).
-tanh is monotone, and taken to be within 16 roundoffs of the true value in both runs. Prediction p holds if the low end
-of z_p is above all other high ends or, of a last dense layer, if that of (w_p - w_j) x + b_p - b_j is above the errors
-of both. Of 1-Lipschitz layers the box is z_j - r to z_j + r but for roundings, which is the margin rule.
+outward undoes the rounding. For l <= x <= h, |x - w| is from max(0, l - w, w - h) to max(h - w, w - l), differences as
+above, and the k-th largest is monotone in all of them. A sum W x + b of k products is within |W| s of W c + b, for c in
+the middle and s >= |x - c|; this pass, in float64, and a deployed one err by gamma_{k+3} (|W| max|x| + |b|): k+1 for
+the sum, the rest for differences of rows and for moving ends. Underflow adds V (4 (k+3) + k (max|W| + max|x|)). tanh is
+monotone, and taken to be within 16 roundoffs of the true value in both runs. Prediction p holds if the low end of z_p
+is above all other high ends or, of a last dense layer, if that of (w_p - w_j) x + b_p - b_j is above the errors of
+both. Of 1-Lipschitz layers the box is z_j - r to z_j + r but for roundings, which is the margin rule.
 Shapes: G groups, O outputs, I inputs of a group, K terms, T taps, C channels, B images, H W pixels, N classes.
 """
 
@@ -78,7 +78,7 @@ KNOWN = rb'"(real",\n"arithmetic": "float64|executed",\n"arithmetic": "float(32|
 DATA = {"digits": ("all", 16), "mnist": ("test", 255), "cifar10": ("test", 255), "cifar100": ("test", 255)}
 FORMATS = {"float64": (2.0**-53, 2.0**-1022), "float32": (2.0**-24, 2.0**-126)}  # unit roundoff, smallest normal number
 UP, TINY = 1 + 2.0**-40, 2.0**-450  # above what a layer's sums and products of non-negative floats lose
-SPAN = 2**16  # distances held at a time
+SPAN = 2**17  # distances held at a time
 BLOCK, WIDEST, COLUMNS = 320, 12288, 2**20  # unknowns in a block and in a row of blocks; entries of a batch's matrix
 whole = np.vectorize(int, [object])  # arrays of Python's integers
 
@@ -133,11 +133,11 @@ def read_layer(entry: dict, shape: tuple[int, ...], stored: dict[str, np.ndarray
 def read_weights(layer: SimpleNamespace, ins: int, outs: int, stored: dict[str, np.ndarray]) -> None:
     """Make it a convolution, weight_GOIT and bias_O; arrays of two numbers are vertical and horizontal."""
     dense, groups, layer.circular = "in_features" in vars(layer), layer.groups, layer.padding_mode == "circular"
-    keys = layer.kernel_size, layer.stride, layer.dilation, (*layer.shape, 1, 1)[1:3]
-    layer.taps, layer.stride, layer.gap, layer.sizes = (np.ones(2, int) * key for key in keys)
+    keys, pair = (layer.kernel_size, layer.stride, layer.dilation, (*layer.shape, 1, 1)[1:3]), np.ones(2, int)
+    layer.taps, layer.stride, layer.gap, layer.sizes = (pair * key for key in keys)
     layer.extent = layer.gap * (layer.taps - 1) + 1
     named = {"same": [(layer.extent - 1) // 2, layer.extent // 2], "valid": [[0, 0], [0, 0]]}
-    layer.ends = np.array(named[layer.padding] if type(layer.padding) is str else [[1, 1] * np.array(layer.padding)] * 2)
+    layer.ends = np.array(named[layer.padding] if type(layer.padding) is str else [pair * layer.padding] * 2)
     layer.outputs = (layer.sizes + layer.ends.sum(0) - layer.extent) // layer.stride + 1
     fits = len(layer.shape) == (1 if dense else 3) and layer.shape[0] == ins and ins % groups == outs % groups == 0
     fits = fits and (layer.outputs > 0).all() and (layer.padding != "same" or (layer.stride == 1).all())
@@ -330,12 +330,9 @@ def distances(layer: SimpleNamespace, low: np.ndarray, high: np.ndarray) -> np.n
     for row, out in itertools.product(range(0, len(low_NI), rows), range(0, len(weight_OI), outs)):
         some, here = weight_OI[out : out + outs], np.s_[row : row + rows, out : out + outs]
         over, under = high_NI[row : row + rows, None] - some, some - low_NI[row : row + rows, None]
-        if terms == 1:
-            ends_2NOT[0][here] = -np.minimum(over.min(2), under.min(2))[..., None]
-            ends_2NOT[1][here] = np.maximum(over.max(2), under.max(2))[..., None]
-        else:
-            for end, values in enumerate((-np.minimum(over, under), np.maximum(over, under))):
-                ends_2NOT[end][here] = np.sort(np.partition(values, -terms, 2)[..., -terms:], 2)
+        for end_NOT, values in zip(ends_2NOT, (-np.minimum(over, under), np.maximum(over, under)), strict=True):
+            most = values.max(2, keepdims=True) if terms == 1 else np.partition(values, -terms, 2)[..., -terms:]
+            end_NOT[here] = np.sort(most, 2)
     return ends_2NOT
 
 
@@ -370,8 +367,8 @@ def through(layer: SimpleNamespace, low: np.ndarray, high: np.ndarray, run: Simp
         low, high, size = affine(layer, low, high, run.forms)
     elif kind in DISTANCES:
         shift, sizes = layer.bias_O.astype(run.form), abs(np.append(layer.weight_GOIT, layer.bias_O))
-        fine = not run.executed or not ((sizes > 0) & (sizes < run.smallest)).any()
-        require(fine, f"{layer.what}: numbers below {run.smallest} may be read as 0")
+        lost = run.executed and ((sizes > 0) & (sizes < run.smallest)).any()
+        require(not lost, f"{layer.what}: holds numbers below {run.smallest}, which may be read as 0")
         low, high = run.step(*distances(layer, low, high))
         low, most, size = low.clip(0), 1 + high.max(2), np.zeros_like(high[..., 0])
         if kind == "SortedDistance":
@@ -402,7 +399,7 @@ def through(layer: SimpleNamespace, low: np.ndarray, high: np.ndarray, run: Simp
 
 @np.errstate(all="ignore")
 def boxes(layers: list, x: np.ndarray, p_B: np.ndarray, r_B: np.ndarray, arithmetic: str, executed: bool, clip: bool):
-    """Which images are proven to keep prediction p in the l_inf ball of radius r, or in its part with real pixels."""
+    """Which images are proven to keep prediction p in the l_inf ball of radius r, or where it has pixels in [0, 1]."""
     form, V, all_but_B, many = np.dtype(arithmetic), FORMATS[arithmetic][1], (0, 2, 3), np.arange(len(p_B))
     forms = [FORMATS["float64"], *[FORMATS[arithmetic]] * executed]
 
@@ -460,9 +457,8 @@ def read_bundle(folder: Path, root: Path, bounds_only: bool) -> SimpleNamespace:
     require(known, f"{folder}: must hold exactly {', '.join(files)}; norm={norm!r}, method={method!r}: must be known")
     text, *evidence, network = ((folder / file).read_bytes() for file in files)
     none, vectors = read_tensors(*evidence, FILES[1]) if evidence else ({}, {})
-    (metadata, stored), layers, x_BCHW = read_tensors(network, FILES[2]), [], None
+    (metadata, stored), layers, forks, x_BCHW = read_tensors(network, FILES[2]), [], [], None
     entries = json.loads(metadata["geometry"])
-    forks: list[int] = []
     shape = tuple(int(size) for size in claims["input_shape"])
     for entry in entries:
         layers.append(layer := read_layer(entry, layers[-1].after if layers else shape, stored))
@@ -475,7 +471,7 @@ def read_bundle(folder: Path, root: Path, bounds_only: bool) -> SimpleNamespace:
     alone = metadata == {"geometry": json.dumps(entries)} and not stored and not none and not forks
     alone = alone and (layers[-1].kind == "Linear" if norm == "l2" else len(layers[-1].after) == 1)
     require(alone and len({x.name for x in layers}) == len(layers), f"{FILES[2]}: must hold layers, each once, only")
-    rest, data, ends = layers[:-1] if norm == "l2" else layers, claims["data"], []
+    rest, data, ends = layers[:-1] if norm == "l2" else layers, claims["data"], [0.0, math.inf]
     program = [{"kind": layer.kind, "name": layer.name} for layer in rest]
     if method == "margin":
         ends = [float.fromhex(claims["lipschitz"][end]) for end in ("lower", "upper")]
@@ -496,7 +492,7 @@ def read_bundle(folder: Path, root: Path, bounds_only: bool) -> SimpleNamespace:
     again = {"format": "lipcert certificate 1", "norm": norm, "method": method, "guarantee": claims["guarantee"]}
     again |= {"arithmetic": claims["arithmetic"], "effort": claims["effort"] if norm == "l2" else "fast"}
     again |= {"input_shape": list(shape), "layers": program}
-    again |= {"lipschitz": {"lower": ends[0].hex(), "upper": ends[1].hex()}} if ends else {}
+    again |= {"lipschitz": {"lower": ends[0].hex(), "upper": ends[1].hex()}} if method == "margin" else {}
     again["data"] = {"classes": classes, "name": name, "part": part, "scale": scale, "sha256": digest}
     again["images"] = {"index": index.tolist(), "label": label.tolist(), "prediction": prediction.tolist()}
     again["images"]["radius"] = [value.hex() for value in radius.tolist()]
@@ -527,7 +523,7 @@ def check(folder: Path, root: Path, bounds_only: bool = False) -> tuple[int, str
         fits = fits and set(it.vectors) == {f"vector.{layer.name}" for layer in it.rest if layer.affine}
         require(fits, f"{FILES[1]}: must hold float64 logits of every image, a vector of affine layers but the last")
     lower, upper, held = Fraction(1), Fraction(1), []
-    for layer in it.rest if it.ends else ():
+    for layer in it.rest if it.method == "margin" else ():
         low = high = sum(map(Fraction, layer.shares))
         if layer.kind == "Join":
             low, high, (lower, upper) = max(1 - upper, Fraction(0)), 1 + upper, held.pop()
@@ -540,11 +536,9 @@ def check(folder: Path, root: Path, bounds_only: bool = False) -> tuple[int, str
             held.append((lower, upper))
             lower = upper = Fraction(1)
         lower, upper = lower * Fraction(layer.lower), upper * Fraction(layer.upper)
-    said = f"network {it.again['network_sha256'][:16]}, {it.norm} by {it.method}"
-    if it.ends:
-        require(it.ends[0] <= lower and upper <= it.ends[1], f"lipschitz={it.ends}: must enclose the layers' products")
-        said += f", Lipschitz constant from {it.ends[0]:.6g} to {it.ends[1]:.6g}, {effort}"
-    said, middle = f"{said} ({time.perf_counter() - start:.1f} s)", time.perf_counter()
+    require(it.ends[0] <= lower and upper <= it.ends[1], f"lipschitz={it.ends}: must enclose the layers' products")
+    said = f"network {it.again['network_sha256'][:16]}, Lipschitz constant from {it.ends[0]:.6g} to {it.ends[1]:.6g}"
+    said, middle = f"{said}, {it.norm} {it.method}, {effort} ({time.perf_counter() - start:.1f} s)", time.perf_counter()
     if it.x_BCHW is None:
         return 3, f"{said}; images not checked, {'as asked' if bounds_only else f'not found in {root}'}"
     work = max(x.weight_GOIT[:, 0].size * math.prod(x.outputs) for x in it.layers if "weight_GOIT" in vars(x))

@@ -20,21 +20,24 @@ def certify_images(request: dict[str, object]) -> int:
     from lipcert.settings import parse
 
     result = recertify(parse(Request, request))
-    print(f"{'image':>6}  {'label':<14}{'prediction':<22}{'runner-up':<14}certified l2 radius")
+    norm = result.certificates.norm
+    print(f"{'image':>6}  {'label':<14}{'prediction':<22}{'runner-up':<14}certified {norm} radius")
     for number, label, predicted, rival, proven in result.image_rows():
         print(f"{number:>6}  {label:<14}{predicted:<22}{rival:<14}{proven}")
     total, certificates = len(result.labels_N), result.certificates
     print(f"\n{result.clean()} of {total} correct.")
     for at in result.radii:
         proven, estimated = result.counts(at)
+        claimed = f"; the power method would claim {estimated}" if norm == "l2" else ""
         print(
-            f"{proven} of {total} correct and certified at l2 radius {at} ({certificates.guarantee} guarantee, "
-            f"{certificates.arithmetic}); the power method would claim {estimated}."
+            f"{proven} of {total} correct and certified at {norm} radius {at} ({certificates.guarantee} guarantee, "
+            f"{certificates.arithmetic}){claimed}."
         )
-    print(
-        f"Lipschitz constant of the backbone: at most {up(certificates.bounds.upper)} (proven), "
-        f"{certificates.bounds.estimate:.6g} by the power method. {result.seconds:.1f} s.\n{result.path}"
-    )
+    how = f"Certified by the {certificates.method} method."
+    if norm == "l2":
+        upper, estimate = up(certificates.bounds.upper), certificates.bounds.estimate
+        how = f"Lipschitz constant of the backbone: at most {upper} (proven), {estimate:.6g} by the power method."
+    print(f"{how} {result.seconds:.1f} s.\n{result.path}")
     if result.bundle:
         print(f"{result.bundle}  (check it with `lipcert verify`)")
     return 0
@@ -47,7 +50,7 @@ def certify_sets(request: dict[str, object]) -> int:
     from lipcert.settings import parse
 
     result = recertify_sets(parse(SetRequest, request))
-    rows = [("image", "label", "certified set", "l2 radius", "first class alone"), *result.image_rows()]
+    rows = [("image", "label", "certified set", f"{result.certificates.norm} radius", "first class alone"), *result.image_rows()]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for number, label, members, proven, alone in rows:
         print(f"{number:>{widths[0]}}  {label:<{widths[1]}}  {members:<{widths[2]}}  {proven:<9}  {alone}")
@@ -57,7 +60,7 @@ def certify_sets(request: dict[str, object]) -> int:
     for at in result.radii:
         loosest, strictest, alone = result.counts(at)
         print(
-            f"{loosest} of {total} have their label in a certified set {inside} at l2 radius {at} "
+            f"{loosest} of {total} have their label in a certified set {inside} at {certificates.norm} radius {at} "
             f"({certificates.guarantee} guarantee, {certificates.arithmetic}), {strictest} in the smallest certified "
             f"one; {alone} are correct and certified as one class."
         )

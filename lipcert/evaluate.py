@@ -22,6 +22,7 @@ from lipcert.chain import chain_bounds
 from lipcert.checker import DATA as CHECKABLE
 from lipcert.config import TrainConfig
 from lipcert.data import Dataset, Split, batches, load_dataset, to_unit
+from lipcert.linf import kernels
 from lipcert.models import load_network, save_network
 from lipcert.paths import local_dir
 from lipcert.progress import Progress
@@ -151,10 +152,10 @@ def certified_parts(
     chosen = certificates[claims.index(("executed", "float64")) - len(claims)]
     file, bundle = f"radii/{run_id}.csv", None
     write_radii(local_dir() / file, chosen, split)
-    if split_name == "test" and data.name in CHECKABLE and config.norm == "l2":
+    if split_name == "test" and data.name in CHECKABLE:
         bundle = f"certificates/{run_id}"
         write_bundle(local_dir() / bundle, chain, chosen, Images.of(data, split), tuple(dict.fromkeys(radii)))
-    bounds = None if chosen.bounds is None else bounds_part(chosen)
+    bounds = bounds_part(chosen) if "margin" in config.methods else None
     return test_part(certificates, split, split_name, radii, seconds, file, bundle), bounds
 
 
@@ -262,7 +263,10 @@ def training_part(run: Run, status: str) -> records.Training:
         loss=run.config.loss, status=status, batch=run.batch, steps=run.step, images=images,
         seconds=round(run.seconds, 3), images_per_second=round(images / max(run.seconds, 1e-9), 1),
         peak_memory_bytes=memory,
-        choices=records.Choices(precision=precision, layout="channels_last", compiled=run.config.compiled),
+        choices=records.Choices(
+            precision=precision, layout="channels_last", compiled=run.config.compiled,
+            kernels=kernels.backend(run.device) if run.config.family == "linf_net" else None,
+        ),
         curve=f"curves/{run.config.run_id()}.csv",
     )  # fmt: skip
 
@@ -273,7 +277,7 @@ def card(run: Run) -> dict[str, object]:
     return {
         "run": config.run_id(), "dataset": config.dataset, "classes": config.classes, "class_seed": config.class_seed,
         "class_names": list(data.class_names), "input_shape": list(data.shape), "pixel_scale": data.scale,
-        "radius": config.radius, "family": config.family, "depth": config.depth, "width": config.width,
+        "radius": config.radius, "norm": config.norm, "methods": list(config.methods), "family": config.family, "depth": config.depth, "width": config.width,
         "parameters": run.network.parameter_count(), "data_sha256": data.sha256,
     }  # fmt: skip
 

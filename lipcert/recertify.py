@@ -36,6 +36,10 @@ class Request(Settings):
     start: int = Field(0, ge=0, description="first test image")
     count: int = Field(0, ge=0, description="number of test images; 0: all from start on")
     radii: tuple[RadiusText, ...] = Field((), description="radii to count at; none: the network's own")
+    norm: Literal["l2", "linf"] | None = Field(None, description="norm of the ball; none: the network's own")
+    method: Literal["margin", "interval"] | None = Field(
+        None, description="margins, or in l_inf intervals; none: what proves the most"
+    )
     effort: Literal["fast", "tight", "exact"] = Field("fast", description="how hard to sharpen the bounds")
     guarantee: Literal["nominal", "real", "executed"] = Field("executed", description="what radii promise")
     arithmetic: Literal["float64", "float32"] = Field("float64", description="what the network is run in")
@@ -101,13 +105,15 @@ class Recertified:
         rows = [("0 (clean)", percent(self.clean() / total), "", total)]
         for radius in self.radii:
             rows.append((radius, *(percent(count / total) for count in self.counts(radius)), total))
-        head = ("l2 radius", f"certified ({self.certificates.guarantee})", "estimated", "images")
+        head = (f"{self.certificates.norm} radius", f"certified ({self.certificates.guarantee})", "estimated", "images")
         return table(head, rows, right=(1, 2, 3))
 
     def image_table(self) -> Markdown:
         """One row per image."""
         return table(
-            ("image", "label", "prediction", "runner-up", "certified l2 radius"), self.image_rows(), right=(4,)
+            ("image", "label", "prediction", "runner-up", f"certified {self.certificates.norm} radius"),
+            self.image_rows(),
+            right=(4,),
         )
 
     def image_rows(self) -> list[tuple[str, str, str, str, str]]:
@@ -153,16 +159,18 @@ def recertify(request: Request) -> Recertified:
         NotCertifiable: images the network cannot take, or numbers outside the test set.
     """
     chain, data = _opened(request)
-    claim = request.guarantee, request.arithmetic
+    claim, (norm, method) = (request.guarantee, request.arithmetic), _ways(request, chain)
+    radii = request.radii or (chain.card["radius"],)
+    how = {"norm": norm, "method": method, "radii": radii}
     began = time.monotonic()
-    (certificates,) = certify_split(chain, data, "test", torch.device("cpu"), request.effort, [claim])
+    (certificates,) = certify_split(chain, data, "test", torch.device("cpu"), request.effort, [claim], **how)
     seconds = time.monotonic() - began
     fingerprint = tensors_sha256(chain.state_dict())[:8]
     which = f"{data.name}-{request.start}-{len(data.test)}"
-    name = "-".join((Path(request.model).stem, fingerprint, which, *claim, request.effort))
+    ways = () if norm == "l2" else (norm, method)
+    name = "-".join((Path(request.model).stem, fingerprint, which, *ways, *claim, request.effort))
     path = local_dir() / "certified" / f"{name}.csv"
     write_radii(path, certificates, data.test)
-    radii = request.radii or (chain.card["radius"],)
     bundle = None
     if has_bundle(*claim) and data.name in CHECKABLE:
         # Not the place of a run's own bundle, which has all images.
@@ -213,6 +221,7 @@ def recertify_sets(request: SetRequest) -> RecertifiedSets:
         )
     chain, data = _opened(request)
     asked = {"effort": request.effort, "guarantee": request.guarantee, "arithmetic": request.arithmetic}
+    asked["norm"], _ = _ways(request, chain)
     certify, sets = certify_top_k, (request.top_k,)
     if request.affinity:
         certify, sets = certify_affinity, (request.affinity, data.class_names)
@@ -223,6 +232,14 @@ def recertify_sets(request: SetRequest) -> RecertifiedSets:
     certificates, seconds = joined(pieces), time.monotonic() - began
     radii = request.radii or (chain.card["radius"],)
     return RecertifiedSets(request, chain, certificates, data.test.labels_N, radii, seconds)
+
+
+def _ways(request: Request, chain: nn.Sequential) -> tuple[str, str]:
+    """Norm and method; those not asked for are the network's own, the method that proves the most."""
+    card = chain.card
+    norm = request.norm or card.get("norm", "l2")
+    own = card.get("methods", ["margin"]) if norm == card.get("norm", "l2") else ["interval"]
+    return norm, request.method or own[-1]
 
 
 def _opened(request: Request) -> tuple[nn.Sequential, Dataset]:

@@ -60,6 +60,7 @@ class Choices(_Part):
     precision: str = Field(description="arithmetic of the training step's forward pass")
     layout: str = Field(description="memory layout of images")
     compiled: bool = Field(description="whether the backbone went through torch.compile")
+    kernels: str | None = Field(None, description="what computed distances (native, torch, triton); null without any")
 
 
 class Training(_Part):

@@ -145,7 +145,7 @@ def test_a_finished_record_survives_a_stopped_rerun(monkeypatch):
 def test_ctrl_c_while_certifying_keeps_the_training(monkeypatch):
     config = tiny()
 
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -34,8 +34,13 @@ static sample look(const real *x, const real *w, long batch, long outputs, long 
   return (sample){seen[count / 2], seen[count - 1] / seen[0], (double)above / (count * inputs)};
 }
 
-/* Cost of a vector of terms, in vector operations of a multiplication unit: by squaring or by logarithms. */
-static double cost(int whole) { return whole ? 32 - __builtin_clz(whole) + __builtin_popcount(whole) : 15; }
+/* Measured costs of a vector of terms, in operations of a multiplication unit: dense, by squaring or by logarithms;
+ * and sparse, where a share of the entries has to be looked at again, `slope` times as costly as an operation. */
+static double dense_cost(int whole) { return whole > 0 ? 32 - __builtin_clz(whole) + __builtin_popcount(whole) : 30; }
+static double sparse_cost(double share, double slope) {
+  double vectors = LANES * share;
+  return 5 + slope * vectors / (1 + 5 * vectors);
+}
 
 int distance_max(const real *x, const real *w, real *y, int32_t *where, long batch, long outputs, long inputs,
                  int threads) {
@@ -54,7 +59,7 @@ int distance_power(const real *x, const real *w, real *y, long batch, long outpu
            .ratio = (real)ratio, .scale = (real)ldexp(1, exponent > 60 ? -60 : exponent < -60 ? 60 : -exponent)};
   if (way == CHOOSE) {
     int fits = p * log2(s.range) < 40;
-    way = 6 + 40 * LANES * s.dense < cost(whole) + 2 - 2 * fits ? SPARSE : fits ? DIRECT : STABLE;
+    way = sparse_cost(s.dense, 250) < dense_cost(whole) + (fits ? 0 : 4) ? SPARSE : fits ? DIRECT : STABLE;
   }
   if (way != SPARSE) j.ratio = 0;
   long room = ((inputs + CHUNK - 1) / CHUNK) * ROWS * VECS;
@@ -85,9 +90,10 @@ int slope_power(const real *grad, const real *x, const real *w, const real *y, r
   strip = strip < 1 ? 1 : strip > STRIP ? STRIP : strip;
   slope_job j = {.grad = grad, .x = x, .w = w, .y = y, .dx = dx, .dw = dw, .batch = batch, .outputs = outputs,
                  .inputs = inputs, .strip = strip, .power = (real)(p - 1), .whole = whole, .ratio = (real)ratio};
-  if (way == CHOOSE && ratio > 0)
-    way = 4 + 60 * LANES * look(x, w, batch, outputs, inputs, ratio).dense < cost(whole > 0 ? whole : 0) + 4 ? SPARSE
-                                                                                                              : STABLE;
+  if (way == CHOOSE) {
+    double share = ratio > 0 ? look(x, w, batch, outputs, inputs, ratio).dense : 1;
+    way = sparse_cost(share, 220) < dense_cost(whole) + 4 ? SPARSE : STABLE;
+  }
   if (way != SPARSE) j.ratio = 0;
   return run_tasks(slope_task, &j, (vectors + strip - 1) / strip, threads, 2 * (STACK + LONG) * strip * sizeof(vec));
 }

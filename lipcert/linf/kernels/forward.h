@@ -120,6 +120,10 @@ static void tile_where(const job *j, const real *x, const real *x2, const real *
   for (int r = 0; r < ROWS && row + r < j->rows; r++) {
     const real *from = j->x + (j->first + row + r) * j->inputs;
     for (long o = 0; o < WIDTH && column + o < j->outputs; o++) {
+      const real *at = j->w + (column + o) * j->inputs + span[r][o / LANES][o % LANES];
+      __builtin_prefetch(at), __builtin_prefetch(at + SPAN);
+    }
+    for (long o = 0; o < WIDTH && column + o < j->outputs; o++) {
       long start = span[r][o / LANES][o % LANES], end = start + SPAN < j->inputs ? start + SPAN : j->inputs;
       j->where[(j->first + row + r) * j->outputs + column + o] =
           locate(from, j->w + (column + o) * j->inputs, start, end, a[r][o / LANES][o % LANES]);

@@ -47,7 +47,7 @@ class Strip(NamedTuple):
 
 
 # the share of instructions in the compiled inner loop of the maximum that are subtractions and maxima
-_TILES = {Tile(8, 8): 0.91, Tile(4, 8): 0.82, Tile(4, 4): 0.8, Tile(2, 4): 0.7, Tile(1, 2): 0.4, Tile(1, 1): 0.3}
+TILES = {Tile(8, 8): 0.91, Tile(4, 8): 0.82, Tile(4, 4): 0.8, Tile(2, 4): 0.7, Tile(1, 2): 0.4, Tile(1, 1): 0.3}
 
 
 def distance_forward(x_BI: Tensor, w_OI: Tensor, p: float, tile: Tile | None = None) -> Tensor:
@@ -151,8 +151,8 @@ def _forward(
         )
         if p < math.inf:
             _start(power_kernel, narrow, sizes)(
-                *tensors, *sizes, *_two(p), KIND=_FLOORED if kind == _LOWER else kind, SQUARINGS=_squarings(p, _FORWARD_SQUARES), FAST=_fast(w_OI),
-                TINY=torch.finfo(w_OI.dtype).tiny,
+                *tensors, *sizes, *_two(p), KIND=_FLOORED if kind == _LOWER else kind, FAST=_fast(w_OI),
+                SQUARINGS=_squarings(p, _FORWARD_SQUARES), TINY=torch.finfo(w_OI.dtype).tiny,
             )  # fmt: skip
 
 
@@ -216,10 +216,10 @@ def _tile(y_BO: Tensor, most: int) -> Tile:
         rows, columns = tile.rows * tile.row_threads, tile.columns * tile.column_threads
         programs = triton.cdiv(batch, rows) * triton.cdiv(outputs, columns)
         rounds = triton.cdiv(programs, processors)
-        return _TILES[tile] * batch * outputs / (rounds * processors * rows * columns)
+        return TILES[tile] * batch * outputs / (rounds * processors * rows * columns)
 
     most = most if y_BO.element_size() == 4 else min(most, 16)
-    return max((tile for tile in _TILES if tile.rows * tile.columns <= most), key=share)
+    return max((tile for tile in TILES if tile.rows * tile.columns <= most), key=share)
 
 
 def _strip(x_BI: Tensor, w_OI: Tensor) -> Strip:
