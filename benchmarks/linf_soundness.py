@@ -1,7 +1,7 @@
 """Try to leave the boxes of `lipcert.linf`: `python -m benchmarks.linf_soundness [--points 1000000] [RUN ...]`.
 
 Writes `results/local/checks/linf-exactness.json`. Small nets of every family, with random weights and after a few steps
-of training on the digits, and the networks named (runs, shipped ones or files). About 10 minutes on two cores.
+of training on the digits, and the networks named (runs, shipped ones or files). About 3 minutes on an idle core.
 
 Shape letters: B images, N points, K classes, C H W image, O outputs.
 """
@@ -89,15 +89,18 @@ def relaxed(chain: nn.Sequential, x: Tensor, p: float) -> Tensor:
 
 
 def train(chain: nn.Sequential, images_BCHW: Tensor, labels_B: Tensor, steps: int = 150) -> nn.Sequential:
-    """A few steps of Adam with p from 8 to 100, so that boxes are met where networks live."""
+    """A few steps along signs of averaged gradients, p from 8 to 100, so that boxes are met where networks live."""
     chain.requires_grad_(True)
-    optimizer = torch.optim.Adam(chain.parameters(), lr=0.01, eps=1e-10)
+    parameters = list(chain.parameters())
+    averages = [torch.zeros_like(p) for p in parameters]
     for step in range(steps):
         batch = torch.randint(0, len(images_BCHW), (128,))
         logits_BK = relaxed(chain, images_BCHW[batch].float(), 8 * 12.5 ** (step / steps))
-        optimizer.zero_grad()
-        F.cross_entropy(4 * logits_BK, labels_B[batch]).backward()
-        optimizer.step()
+        loss = F.cross_entropy(4 * logits_BK, labels_B[batch])
+        with torch.no_grad():
+            for p, average, gradient in zip(parameters, averages, torch.autograd.grad(loss, parameters), strict=True):
+                average.lerp_(gradient, 0.1)
+                p.sub_(average.sign(), alpha=0.01 * (1 - step / steps))
     return chain.requires_grad_(False)
 
 

@@ -140,7 +140,7 @@ def run_chain(
 
     starts = range(0, len(images_BCHW), _MICRO_BATCH)
     parts = []
-    with _ieee_products(dtype, device), one_thread_each(device) as workers:
+    with ieee_products(dtype, device), one_thread_each(device) as workers:
         for start, part in zip(starts, workers(run, starts), strict=True):
             parts.append(part)
             if progress is not None:
@@ -280,7 +280,7 @@ def _columns(layer: nn.Conv2d, x: Tensor, high: int, wide: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _ieee_products(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+def ieee_products(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     """No TF32 or bfloat16 inside float32 products, no autocast, whatever the caller has set; restored afterwards."""
     before = torch.get_float32_matmul_precision()
     if dtype == torch.float32:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lipcert.affinity import Affinity, affinity_sets
 from lipcert.certify import Evidence, check_labels, gather_evidence
 from lipcert.chain import ChainBounds, NotCertifiable, plain_chain
+from lipcert.linf.layers import Distance, Negate, SortedDistance
 from lipcert.margins import ABSTAIN
 from lipcert.radius import Radius
 
@@ -237,9 +238,12 @@ def relaxed_correct(
 
 
 def _classes(chain: nn.Sequential) -> int:
+    """Number of logits: those of a last nn.Linear, or of the distance layer in front of a Negate."""
     head = chain[-1] if len(chain) else None
-    if type(head) is not nn.Linear:
-        raise TypeError(f"the model ends with {type(head).__name__}: margins need an nn.Linear")
+    if type(head) is Negate and len(chain) > 1:
+        head = chain[-2]
+    if type(head) not in (nn.Linear, Distance, SortedDistance):
+        raise TypeError(f"the model ends with {type(head).__name__}: margins need an nn.Linear or distances")
     return head.out_features
 
 

@@ -158,6 +158,14 @@ def test_the_batch_does_not_matter(kind, claim):
         assert torch.equal(torch.cat([getattr(p, name) for p in parts]), getattr(whole, name)[order])
 
 
+def test_the_number_of_threads_does_not_matter():
+    for kind in ("distances", "convolution"):
+        torch.set_num_threads(1)
+        alone = linf(tiny(kind), images(150))
+        torch.set_num_threads(2)
+        assert torch.equal(linf(tiny(kind), images(150)).radius_B, alone.radius_B)
+
+
 def test_several_claims_at_once_are_the_same_as_each():
     some = images(10)
     for method in ("margin", "interval"):

@@ -30,7 +30,7 @@ def run(*arguments: str, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=TESTS.parent,
-        env=os.environ | environment,
+        env=os.environ | {"PYTHONPATH": str(TESTS.parent)} | environment,
         capture_output=True,
         text=True,
         timeout=600,

@@ -93,7 +93,7 @@ def test_other_powers(p):
         assert error(part, truth) <= 1e-6 + p * 2**-22
 
 
-@pytest.mark.parametrize("p", (8, 10.1, 100, math.inf))
+@pytest.mark.parametrize("p", (8, 10.1, math.inf))
 def test_float64(p):
     x_BI, w_OI = some(5, 10, 6, torch.float64)
     y_BO = device.distance_forward(x_BI, w_OI, p, tile=LARGE)
@@ -122,7 +122,7 @@ def test_the_maximum_of_subnormal_and_of_huge_numbers_is_torchs():
         assert torch.equal(device.distance_forward(x, w, math.inf, tile=LARGE), differences(x, w).abs().amax(-1))
 
 
-@pytest.mark.parametrize("p", (8, 100, 1000))
+@pytest.mark.parametrize("p", (8, 1000))
 @pytest.mark.parametrize("scale", (1e-36, 1e36))
 def test_no_scale_overflows_or_vanishes(p, scale):
     x_BI, w_OI = (scale * t for t in some(4, 9, 5))
@@ -136,7 +136,7 @@ def test_no_scale_overflows_or_vanishes(p, scale):
         assert error(part, truth) <= 1e-6 + p * 2**-22
 
 
-@pytest.mark.parametrize("p", (1, 8, 10, 1000, math.inf))
+@pytest.mark.parametrize("p", (8, 10, math.inf))
 def test_nan_stays_nan_and_infinite_stays_infinite(p):
     x_BI, w_OI = some(6, 10, 7)
     x_BI[1, 9], x_BI[2, 3], x_BI[3, 0], w_OI[4, 5], w_OI[5, 3] = math.nan, math.inf, -math.inf, math.nan, math.inf
@@ -160,7 +160,7 @@ def test_gradients_of_ties_reach_one_of_them():
     assert torch.equal(dw_OI, -dx_BI)
 
 
-@pytest.mark.parametrize("p", (1, 2, 8, 10, 1.5, 1000, math.inf))
+@pytest.mark.parametrize("p", (1, 1.5, 8, 10, math.inf))
 def test_gradient_is_zero_where_the_distance_is(p):
     x_BI, w_OI = torch.full((3, 6), 0.7), torch.full((2, 6), 0.7)
     y_BO = device.distance_forward(x_BI, w_OI, p, tile=SMALL)
@@ -217,7 +217,7 @@ def test_small_and_large_gradients_scatter(grad):
     assert torch.equal(dx_BI, truth_BI.float())
 
 
-@pytest.mark.parametrize("p", (8, 10, 1000))
+@pytest.mark.parametrize("p", (8, 1000))
 def test_tiles_strips_and_slabs_change_nothing_but_the_order_of_sums(p, monkeypatch):
     x_BI, w_OI = some(11, 7, 10)
     y_BO = device.distance_forward(x_BI, w_OI, p, tile=LARGE)
@@ -246,7 +246,7 @@ def test_intervals_at_infinity_are_subtractions_and_maxima(shape):
     assert torch.equal(lower_BO.nan_to_num(nan=-9), near_BO.nan_to_num(nan=-9))
 
 
-@pytest.mark.parametrize("p", (1, 8, 10, 1000))
+@pytest.mark.parametrize("p", (8, 1000))
 def test_intervals_at_finite_powers(p):
     x_BI, w_OI = some(6, 10, 7)
     lower_BI, upper_BI = x_BI - 0.9, x_BI + 0.9

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lipcert.certify import Certificates, Evidence
 from lipcert.chain import NotCertifiable
-from lipcert.forward import AFFINE, FORMATS, FloatFormat, _ieee_products
+from lipcert.forward import AFFINE, FORMATS, FloatFormat, ieee_products
 from lipcert.linf.interval import Cast, Propagation, Worst
 from lipcert.linf.margin import Run, Sizes, margin_deviation
 from lipcert.linf.program import LinfBounds, check_margin_rule, check_subnormal, linf_bounds
@@ -197,7 +197,7 @@ class _Workers:
 def _workers_for(chain: nn.Sequential) -> Iterator[_Workers]:
     """Conventional float64 products whatever the caller has set."""
     device = next((p.device for p in chain.parameters()), torch.device("cpu"))
-    with _ieee_products(torch.float64, device), one_thread_each(device) as workers:
+    with ieee_products(torch.float64, device), one_thread_each(device) as workers:
         yield _Workers(workers, device, any(isinstance(layer, (*AFFINE, nn.Tanh)) for layer in chain.modules()))
 
 

@@ -147,7 +147,7 @@ class Cast:
 
 
 def rule(name: str, layer: nn.Module, rounding: Rounding, cast: Cast | None = None) -> "_Exact":
-    """What a layer does to a box: called with two ends, it returns two ends and whether every sum fits, (B,).
+    """What a layer does to a box: called with two ends, (B, ...), it returns two ends and whether every sum fits, (B,).
 
     Raises:
         TypeError: a layer without a rule, by name and place.
@@ -244,7 +244,8 @@ class _Sorted(_Distance):
         if not self.rounding.counted:
             ends = ((end + shift_O).to(self.rounding.dtype) for end in (low, high))
             return *ends, torch.ones(len(lower), dtype=torch.bool, device=lower.device)
-        flushed_B = self.rounding.flushed(len(self.coefficients), 1.0, high_BOT.double().flatten(1).amax(1))[:, None]
+        terms, largest_B = len(self.coefficients), high_BOT.double().flatten(1).amax(1)
+        flushed_B = self.rounding.flushed(terms, max(self.coefficients), largest_B)[:, None]
         size = ((high + flushed_B) * (1 + 2 * self.own) + shift_O.abs()) * UP
         error = (size * self.error + 2 * flushed_B) * UP + LOST
         ends = outward(low + shift_O - error, high + shift_O + error)

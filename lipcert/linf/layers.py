@@ -76,6 +76,8 @@ class SortedDistance(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, keep: float, terms: int = 10):
         super().__init__()
+        if not (0 < keep <= 1 and terms >= 1):
+            raise ValueError(f"keep={keep}, terms={terms}: must be above 0 and at most 1, and at least 1")
         self.in_features, self.out_features = in_features, out_features
         self.keep, self.terms = keep, min(terms, in_features)
         self.weight = nn.Parameter(torch.zeros(out_features, in_features), requires_grad=False)
@@ -85,7 +87,7 @@ class SortedDistance(nn.Module):
         """c_t in float32, (T,): the numbers the layer multiplies by, rounded down so that their sum is at most 1."""
         q, terms = self.keep, self.terms
         exact = [q * (1 - q) ** t / (1 - (1 - q) ** terms) for t in range(terms)]
-        return torch.tensor([max(c * (1 - 2.0**-22), 0.0) for c in exact])
+        return torch.tensor([c * (1 - 2.0**-22) for c in exact])
 
     def forward(self, x_BI: Tensor) -> Tensor:
         sorted_BOT = kernels.top_distances(x_BI, self.weight, self.terms)

@@ -97,11 +97,11 @@ def check_margin_rule(chain: nn.Sequential) -> None:
     """Refuse the first layer that can stretch l_inf distances.
 
     Raises:
-        TypeError: by name, place and way out.
+        NotCertifiable: its name, place and the way out.
     """
     for name, layer in chain._modules.items():
         if not _is_one_lipschitz(name, layer):
-            raise TypeError(
+            raise NotCertifiable(
                 f"no l_inf margin rule for {type(layer).__name__} at {name!r}: it can move its output further than its "
                 "input moves; use method='interval'"
             )

@@ -61,8 +61,8 @@ def _quiet() -> Iterator[None]:
 def movements() -> tuple[float, float]:
     """How far the linear and the distance neuron move at most in the box around the image: over a grid in it."""
     steps = torch.linspace(-RADIUS, RADIUS, 41, dtype=torch.float64)
-    x_2, moved_B2 = torch.tensor(IMAGE).double(), torch.cartesian_prod(steps, steps)
-    linear_12, centre_12 = (torch.tensor([w]).double() for w in (LINEAR, CENTRE))
+    x_2, moved_B2 = torch.tensor(IMAGE, dtype=torch.float64), torch.cartesian_prod(steps, steps)
+    linear_12, centre_12 = (torch.tensor([w], dtype=torch.float64) for w in (LINEAR, CENTRE))
     with _quiet():
         near, far = (kernels.distance(points, centre_12, math.inf) for points in (x_2 + moved_B2, x_2[None]))
     return float((moved_B2 @ linear_12.T).abs().max()), float((near - far).abs().max())
@@ -92,9 +92,7 @@ def neuron_figure() -> Figure:
     axes.plot([], [], "s", color=GREEN, alpha=0.6, label="inputs within r of x")
     axes.set(aspect="equal", xlim=(-0.02, _PANEL + 1.02), ylim=(-0.02, 1.16))
     axes.axis("off")
-    figure.legend(
-        loc="outside lower center", ncols=4, fontsize=9.5, labelcolor=INK, columnspacing=1.2, frameon=False
-    )
+    figure.legend(loc="outside lower center", ncols=4, fontsize=9.5, labelcolor=INK, columnspacing=1.2, frameon=False)
     rows = [
         ("linear", *LINEAR, *IMAGE, RADIUS, f"{value:.9g}", f"{movements()[0]:.9g}"),
         ("distance", *CENTRE, *IMAGE, RADIUS, f"{reach:.9g}", f"{movements()[1]:.9g}"),
@@ -151,7 +149,8 @@ def rates() -> tuple[Rate, ...]:
         nets = [], []
         for inputs, outputs in itertools.pairwise(_SIZES):
             weight_OI = scale * torch.randn(outputs, inputs, generator=draw)
-            for net, layer in zip(nets, (Distance(inputs, outputs), nn.Linear(inputs, outputs)), strict=True):
+            layers = Distance(inputs, outputs), nn.Linear(inputs, outputs, bias=False)
+            for net, layer in zip(nets, layers, strict=True):
                 layer.weight = nn.Parameter(weight_OI, requires_grad=False)
                 net.append(layer)
         distances, linear = nn.Sequential(*nets[0], Negate()), nn.Sequential(nets[1][0], *_relu(nets[1][1:]))
@@ -174,8 +173,34 @@ def _rate(net: nn.Sequential, first_PI: Tensor, second_PI: Tensor) -> float:
 
 def rates_table() -> Markdown:
     """Largest rate found, by size of the weights."""
-    rows = [(f"{r.scale:g}", f"{r.distances:.3f}", f"{r.linear:,.3g}") for r in rates()]
+    rows = [(f"{r.scale:g}", f"{r.distances:.3f}", _rounded(r.linear)) for r in rates()]
     return table(("size of the weights", "distance net moves by up to", "ReLU net moves by up to"), rows, (0, 1, 2))
+
+
+def _rounded(rate: float) -> str:
+    return f"{rate:.3f}" if rate < 10 else f"{rate:,.0f}"
+
+
+def rates_words() -> Markdown:
+    """How the table was made."""
+    sizes = " to ".join(map(str, _SIZES))
+    return Markdown(
+        f"Three layers, {sizes}, the same random weights in both networks; the largest of |f(x) − f(x')| / |x − x'|, "
+        f"largest coordinates both, over {_PAIRS:,} pairs of points near and far. The distance nets reach their limit "
+        f"of 1 and never pass it; the ReLU nets move up to {_rounded(max(r.linear for r in rates()))} times as far as "
+        "their input."
+    )
+
+
+@functools.cache
+def unclipped_gap() -> float:
+    """Largest difference between the interval of a random layer over an unclipped box and value plus and minus r."""
+    draw = torch.Generator().manual_seed(1)
+    x_BI, weight_OI = (torch.rand(n, 64, dtype=torch.float64, generator=draw) for n in (50, 100))
+    with _quiet():
+        y_BO = kernels.distance(x_BI, weight_OI, math.inf)
+        lower_BO, upper_BO = kernels.interval(x_BI - RADIUS, x_BI + RADIUS, weight_OI)
+    return float(torch.maximum((upper_BO - y_BO - RADIUS).abs(), (y_BO - RADIUS - lower_BO).abs()).max())
 
 
 # --- why p must be infinite ------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""The runs behind the chapter on l_inf-distance nets: which study files, which setting is which arm, how arms are drawn.
+"""The runs behind the chapter on l_inf-distance nets: which study files, which cells are one arm, how arms are drawn.
 
-A study file or a record that is missing leaves its arm empty, which every table shows as "not run".
+A study file or a record that is missing leaves its arm empty, and every table shows it as "not run".
 """
 
 import functools
@@ -13,7 +13,6 @@ from lipcert.config import TrainConfig
 from lipcert.paths import ROOT
 from lipcert.radius import Radius
 from lipcert.records import Record
-from lipcert.report.names import network_name
 from lipcert.report.published import EVIDENCE, Row, load_published
 from lipcert.report.svg import BLUE, GREEN, INK, VERMILLION, WIDTH, Figure, canvas, finish
 from lipcert.report.tables import Markdown
@@ -26,7 +25,8 @@ LOSSES = ("linf-hinge-mnist", "linf-losses-mnist")
 CIFAR = ("linf-cifar10*", "linf-hinge-cifar10*", "ibp-cifar10*")
 NOT_RUN = Markdown("No run of this part has been published yet: **not run**.")
 
-# The parts of the loss in the order of the story: name for readers, and the published row that is its like.
+# Parts of the loss and ways of training, in the order of the story: name for readers, and how the ids of the published
+# rows begin that are their like.
 PARTS = {
     "hinge": ("hinge", "linf-v2_ablation-hinge-loss"),
     "clipped": ("clipped hinge alone", "linf-v2_ablation-clipped-hinge-alone"),
@@ -34,16 +34,14 @@ PARTS = {
     "fading": ("clipped hinge, cross-entropy that fades", "linf-v2_ablation-weight-from-0-1-to-5e-4"),
 }
 WAYS = {
-    "linf_hinge": ("l_inf-distance net, hinge", "linf-v1_l-inf-dist-net"),
-    "linf_mixture": ("l_inf-distance net, mixture", "linf-v2_radius-8-255"),
+    "linf_hinge": ("ℓ∞-distance net, hinge", "linf-v1_l-inf-dist-net"),
+    "linf_mixture": ("ℓ∞-distance net, mixture", "linf-v2_radius-8-255"),
     "ibp": ("convolutions, IBP", None),
 }
-# Clean accuracy is published under another id than its ablation's.
-_CLEAN_IDS = {"linf-v2_ablation-weight-from-0-1-to-5e-4": "linf-v2_radius-8-255"}
-_MARKS = {
-    "clean": (GREEN, "D"), "margin": (BLUE, "o"), "interval": (VERMILLION, "s"), "published": (INK, "^"),
-}  # fmt: skip
-_SERIES = {"clean": "clean", "margin": "certified, margins", "interval": "certified, intervals"}
+# Its clean accuracy stands in another row.
+_CLEAN = {"linf-v2_ablation-weight-from-0-1-to-5e-4": "linf-v2_radius-8-255"}
+MEASURES = {"clean": "clean", "margin": "certified, margins", "interval": "certified, intervals"}
+_MARKS = {"clean": (GREEN, "D"), "margin": (BLUE, "o"), "interval": (VERMILLION, "s")}
 
 
 @dataclass(frozen=True)
@@ -53,23 +51,38 @@ class Arm:
     cells: tuple[TrainConfig, ...] = ()
     runs: tuple[Record, ...] = ()
 
-    def shares(self, what: str) -> list[float]:
-        """Per cent of the test images, one number a run: "clean", or certified by "margin" or "interval" at its radius.
+    def measured(self, measure: str) -> list[tuple[Record, float]]:
+        """Runs and their share of the test images, per cent: "clean", or certified by "margin" or "interval".
 
-        Runs that were not certified that way are left out.
+        At the run's own radius; runs that were not certified that way are left out.
         """
-        if what == "clean":
-            return [100 * run.clean_accuracy() for run in self.runs]
-        found = [(run, run.result(run.config.radius, method=what)) for run in self.runs]
-        return [100 * result.certified_correct / run.test.images for run, result in found if result]
+        if measure == "clean":
+            return [(run, 100 * run.clean_accuracy()) for run in self.runs]
+        found = [(run, run.result(run.config.radius, method=measure)) for run in self.runs]
+        return [(run, 100 * result.certified_correct / run.test.images) for run, result in found if result]
 
-    def mean(self, what: str) -> float:
-        return statistics.fmean(self.shares(what))
+    def shares(self, measure: str) -> list[float]:
+        """One number a run."""
+        return [share for _, share in self.measured(measure)]
+
+    def mean(self, measure: str = "interval") -> float:
+        """Of those; the arm must have runs."""
+        return statistics.fmean(self.shares(measure))
+
+    def gains(self) -> list[int]:
+        """Images that intervals certify and margins do not, run by run."""
+        both = [[run.result(run.config.radius, method=m) for m in ("interval", "margin")] for run in self.runs]
+        return [more.certified_correct - less.certified_correct for more, less in both if more and less]
 
     @property
-    def network(self) -> str:
-        """`l_inf-distance net L4W512, 1.0 M`: the parameters once it was run."""
-        return f"{network_name(self.runs[0])}, {self.runs[0].model.parameters / 1e6:.2f} M" if self.runs else ""
+    def millions(self) -> str:
+        """Parameters once it was run: `1.02 M`."""
+        return f"{self.runs[0].model.parameters / 1e6:.2f} M"
+
+    @property
+    def seeds(self) -> str:
+        """`one run`, `3 seeds`."""
+        return "one run" if len(self.runs) == 1 else f"{len(self.runs)} seeds"
 
 
 @functools.cache
@@ -87,16 +100,27 @@ def arms(patterns: Sequence[str], key: Callable[[TrainConfig], object]) -> dict[
     return found
 
 
+def progress() -> list[tuple[str, int, int]]:
+    """Study files by name, with the runs published and planned."""
+    paths = [
+        path for pattern in (*MNIST, *MNIST_IBP, *LOSSES, *CIFAR) for path in sorted(STUDIES.glob(f"{pattern}.yaml"))
+    ]
+    found = [(path.stem, _study(path).records().values()) for path in paths]
+    return [(name, sum(record is not None for record in runs), len(runs)) for name, runs in found]
+
+
 def records() -> list[Record]:
     """All runs of the chapter, each once."""
-    every = [arm for patterns in (MNIST, MNIST_IBP, LOSSES, CIFAR) for arm in arms(patterns, lambda c: "all").values()]
-    return list({run.id: run for arm in every for run in arm.runs}.values())
+    every = [
+        run for arm in arms((*MNIST, *MNIST_IBP, *LOSSES, *CIFAR), TrainConfig.run_id).values() for run in arm.runs
+    ]
+    return list({run.id: run for run in every}.values())
 
 
 def mnist() -> dict[tuple[str, str], Arm]:
     """MNIST by radius and loss: distance nets at 0.1 and 0.3, interval-trained convolutions where a study has them."""
     found = {("0.1", "linf_mixture"): Arm(), ("0.3", "linf_mixture"): Arm()}
-    found |= arms((*MNIST, *MNIST_IBP), lambda cell: (str(Radius(cell.radius)), cell.loss))
+    found |= arms((*MNIST, *MNIST_IBP), lambda cell: (cell.radius, cell.loss))
     return dict(sorted(found.items(), key=lambda item: (Radius(item[0][0]).exact, item[0][1] == "ibp")))
 
 
@@ -108,10 +132,9 @@ def losses() -> dict[str, Arm]:
 def _part(cell: TrainConfig) -> str:
     if cell.loss == "linf_hinge":
         return "hinge"
-    weight = cell.plain_weight
-    if weight.startswith("["):
+    if cell.plain_weight.startswith("["):
         return "fading"
-    return "fixed" if float(weight) else "clipped"
+    return "fixed" if float(cell.plain_weight) else "clipped"
 
 
 def cifar() -> dict[str, Arm]:
@@ -119,64 +142,63 @@ def cifar() -> dict[str, Arm]:
     return {way: Arm() for way in WAYS} | arms(CIFAR, lambda cell: cell.loss)
 
 
-def _cell(arm: Arm, what: str) -> str:
+def cell(arm: Arm, measure: str) -> str:
     """Mean, and the range over seeds: `93.31 % (93.20 to 93.40)`."""
     if not arm.runs:
         return "not run"
-    values = arm.shares(what)
-    if not values:
+    if not (values := arm.shares(measure)):
         return "no such rule"
     spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.2f} %{spread}"
 
 
-def _row(name: str | None) -> Row | None:
+def row_of(name: str) -> Row | None:
+    """A published number by its id."""
     return next((row for row in load_published() if row.id == name), None)
 
 
-def _number(row: Row | None, mark: bool = True) -> str:
-    """A published number, and how it is known."""
-    if row is None:
-        return "not published"
-    return f"{row.value} %" + (f", {EVIDENCE[row.evidence]}" if mark else "")
-
-
-def _both(prefix: str | None, dataset: str, radius: str) -> str:
-    """Published clean and certified accuracy of a network: `56.80 %, 33.30 %, stated by the authors`."""
-    clean, certified = _published(prefix, dataset, radius)
-    if certified is None:
-        return "not published"
-    return f"{_number(clean, mark=False)}, {_number(certified)}" if clean else _number(certified)
-
-
-def _published(prefix: str | None, dataset: str, radius: str) -> tuple[Row | None, Row | None]:
-    """Rows of clean accuracy and of VRA whose ids begin so."""
+def published(beginning: str | None, dataset: str, radius: str) -> tuple[Row | None, Row | None]:
+    """Published clean accuracy and VRA of the network whose rows' ids begin so."""
     slug = radius.replace(".", "-").replace("/", "-")
-    clean = _row(f"{_CLEAN_IDS.get(prefix, prefix)}_{dataset}_clean")
-    return clean, _row(f"{prefix}_{dataset}_linf_{slug}_vra")
+    names = (f"{_CLEAN.get(beginning, beginning)}_{dataset}_clean", f"{beginning}_{dataset}_linf_{slug}_vra")
+    return row_of(names[0]), row_of(names[1])
 
 
-def _seeds(arm: Arm) -> str:
-    return "one run" if len(arm.runs) == 1 else f"{len(arm.runs)} seeds"
+def number(row: Row | None) -> str:
+    """`33.30 %`."""
+    return "not published" if row is None else f"{row.value} %"
 
 
-def _dots(name: str, lines: Sequence[tuple[str, Arm, Row | None]], what: str, words: str) -> "Figure | Markdown":
-    """One line an arm, a row of dots for each measure, the published share hollow."""
+def both(rows: tuple[Row | None, Row | None]) -> str:
+    """Clean and certified, and how they are known: `54.30 %, 40.06 %, stated by the authors`."""
+    known = [row for row in rows if row]
+    evidence = dict.fromkeys(EVIDENCE[row.evidence] for row in known)
+    return ", ".join([*map(number, known), *evidence]) if rows[1] else "none"
+
+
+def span(values: Sequence[int]) -> str:
+    """`120`, or `7 to 1,203`."""
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def dots(name: str, lines: Sequence[tuple[str, Arm, Row | None]], what: str, words: str) -> "Figure | Markdown":
+    """One line an arm, a row of dots for each measure, the published share hollow; nothing where nothing was run."""
     if not lines:
-        return NOT_RUN
-    figure, axes = canvas(WIDTH, 1.1 + 0.62 * len(lines))
+        return Markdown("")
+    figure, axes = canvas(WIDTH, 1.2 + 0.62 * len(lines))
     rows = []
-    for number, (label, arm, row) in enumerate(lines):
+    for height, (label, arm, row) in enumerate(lines):
         plain = label.replace("\n", " ")
-        for place, series in enumerate(_SERIES):
-            colour, marker = _MARKS[series]
-            values = arm.shares(series)
-            heights = [-number + 0.2 * (1 - place)] * len(values)
-            axes.plot(values, heights, marker, color=colour, markersize=6.5, label=_SERIES[series])
-            rows += [(plain, series, run.config.seed, f"{v:.4f}") for run, v in zip(arm.runs, values, strict=False)]
+        for place, (measure, (colour, marker)) in enumerate(_MARKS.items()):
+            for run, share in arm.measured(measure):
+                axes.plot(
+                    share, 0.2 * (1 - place) - height, marker, color=colour, markersize=6.5, label=MEASURES[measure]
+                )
+                rows.append((plain, measure, run.config.seed, f"{share:.4f}"))
         if row is not None:
             hollow = {"markerfacecolor": "none", "markeredgecolor": INK, "linestyle": "none", "markersize": 7}
-            axes.plot(float(row.value), -number - 0.2, _MARKS["published"][1], **hollow, label="published, certified")
+            axes.plot(float(row.value), -height - 0.2, "^", **hollow, label="published, certified")
             rows.append((plain, "published", "", row.value))
     axes.set_yticks([-n for n in range(len(lines))], [label for label, _, _ in lines])
     axes.set(ylim=(0.5 - len(lines), 0.5), xlabel=what)
@@ -186,5 +208,5 @@ def _dots(name: str, lines: Sequence[tuple[str, Arm, Row | None]], what: str, wo
         handles.values(), handles.keys(), loc="outside lower center", ncols=2, labelcolor=INK, fontsize=9.5,
         frameon=False,
     )  # fmt: skip
-    head = ("line", "measure", "seed", "percent")
-    return finish(name, figure, f"Clean and certified accuracy. {words}".replace("*", ""), head, rows)
+    alt = f"Clean and certified accuracy, one dot a run. {words}".replace("*", "").replace("\n\n", " ")
+    return finish(name, figure, alt, ("line", "measure", "seed", "percent"), rows)

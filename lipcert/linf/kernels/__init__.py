@@ -147,14 +147,14 @@ def _ranking(like: Tensor) -> ModuleType:
 
 
 class _Distance(torch.autograd.Function):
-    """`distance`, its gradient recomputed from x, w and y; at p = inf the native kernel remembers the entry instead."""
+    """`distance`, its gradient recomputed from x, w and y; at p = inf kernels remember the entry instead."""
 
     @staticmethod
     def forward(ctx, x_BI: Tensor, w_OI: Tensor, p: float) -> Tensor:
         ctx.engine, ctx.p = _engine(w_OI), p
-        ctx.located = ctx.engine is native and p == math.inf and any(ctx.needs_input_grad)
+        ctx.located = hasattr(ctx.engine, "farthest") and p == math.inf and any(ctx.needs_input_grad)
         if ctx.located:
-            y_BO, where_BO = native.farthest(x_BI, w_OI)
+            y_BO, where_BO = ctx.engine.farthest(x_BI, w_OI)
             ctx.save_for_backward(x_BI, w_OI, y_BO, where_BO)
         else:
             y_BO = ctx.engine.distance_forward(x_BI, w_OI, p)
@@ -167,7 +167,7 @@ class _Distance(torch.autograd.Function):
         grad_BO = grad_BO.contiguous()
         if ctx.located:
             x_BI, w_OI, y_BO, where_BO = ctx.saved_tensors
-            dx_BI, dw_OI = native.farthest_backward(grad_BO, x_BI, w_OI, y_BO, where_BO)
+            dx_BI, dw_OI = ctx.engine.farthest_backward(grad_BO, x_BI, w_OI, y_BO, where_BO)
         else:
             dx_BI, dw_OI = ctx.engine.distance_backward(grad_BO, *ctx.saved_tensors, ctx.p)
         wants_x, wants_w, _ = ctx.needs_input_grad

@@ -58,7 +58,7 @@ int distance_power(const real *x, const real *w, real *y, long batch, long outpu
   job j = {.x = x, .w = w, .y = y, .batch = batch, .outputs = outputs, .inputs = inputs, .p = (real)p, .whole = whole,
            .ratio = (real)ratio, .scale = (real)ldexp(1, exponent > 60 ? -60 : exponent < -60 ? 60 : -exponent)};
   if (way == CHOOSE) {
-    int fits = p * log2(s.range) < 40;
+    int fits = p * log2(s.range) < 60;
     way = sparse_cost(s.dense, 250) < dense_cost(whole) + (fits ? 0 : 4) ? SPARSE : fits ? DIRECT : STABLE;
   }
   if (way != SPARSE) j.ratio = 0;
@@ -105,3 +105,22 @@ int slope_max(const real *grad, const real *x, const real *w, const real *y, con
   return run_tasks(scatter_x, &j, batch, threads, 0) ||
          run_tasks(scatter_w, &j, (outputs + LANES - 1) / LANES, threads, 0);
 }
+
+/* The arithmetic alone, on a tile in registers, `steps` times: a term at p = inf, or (kind 1) a multiply-add. For the
+ * limits that benchmarks compare with. `seed` holds at least 2 * ROWS * VECS numbers. */
+int arithmetic(int kind, real *seed, long steps) {
+  tile a, b;
+  vec c = splat(seed[0]), d = splat(seed[1]) + c;
+  EACH a[r][v] = splat(seed[r * VECS + v]), b[r][v] = splat(seed[(ROWS + r) * VECS + v]);
+  for (long s = 0; s < steps; s++) {
+    if (kind)
+      EACH a[r][v] = a[r][v] * c + b[r][v];
+    else
+      EACH a[r][v] = top(a[r][v], magnitude(c - b[r][v]));
+    c = kind ? c : d - c; /* or the differences would be taken once */
+  }
+  EACH seed[r * VECS + v] = a[r][v][0];
+  return 0;
+}
+
+int lanes_of_a_tile(void) { return (int)(ROWS * VECS * LANES); }

@@ -32,8 +32,8 @@ TUNED = (("-march=native",), ("-mcpu=native",), ())
 WAYS = {"choose": 0, "direct": 1, "stable": 2, "sparse": 3}
 """How a power sum is taken: as it is, relative to the largest term, or the same over the terms that matter only. The
 kernels choose by what a few pairs of rows show."""
-NEGLIGIBLE_SUM, NEGLIGIBLE_SLOPE = 1e-7, 2.0**-40
-"""Relative error that "sparse" may cost a distance; share of dy/dx below which it gives an entry no gradient."""
+NEGLIGIBLE = {torch.float32: (1e-7, 2.0**-40), torch.float64: (1e-16, 2.0**-80)}
+"""Relative error that "sparse" may cost a distance; size of dy/dx_i below which it gives an entry no gradient."""
 WHOLE_TO = 128
 """Integers up to here are powers by squaring."""
 SMALL = 1 << 20
@@ -55,7 +55,7 @@ def distance_forward(x_BI: Tensor, w_OI: Tensor, p: float, way: str = "choose") 
     if p == math.inf:
         _call("distance_max", x_BI, w_OI, y_BO, None, sizes=(x_BI, w_OI))
         return y_BO
-    ratio = min(0.999, (NEGLIGIBLE_SUM * p / x_BI.shape[1]) ** (1 / p))
+    ratio = min(0.999, (NEGLIGIBLE[x_BI.dtype][0] * p / x_BI.shape[1]) ** (1 / p))
     settings = (ctypes.c_double(p), _whole(p), ctypes.c_double(ratio), WAYS[way])
     _call("distance_power", x_BI, w_OI, y_BO, sizes=(x_BI, w_OI), settings=settings)
     return y_BO
@@ -67,7 +67,7 @@ def distance_backward(
     """As `reference.distance_backward`; the same whatever the number of threads."""
     if p == math.inf:
         return farthest_backward(grad_BO, x_BI, w_OI, *farthest(x_BI, w_OI))
-    ratio = NEGLIGIBLE_SLOPE ** (1 / (p - 1)) if p > 2 else 0.0
+    ratio = NEGLIGIBLE[x_BI.dtype][1] ** (1 / (p - 1)) if p > 2 else 0.0
     settings = (ctypes.c_double(p), _whole(p) - 1, ctypes.c_double(ratio), WAYS[way])
     return _gradients("slope_power", grad_BO, x_BI, w_OI, y_BO, settings=settings)
 
@@ -116,6 +116,17 @@ def top_interval(lower_BI: Tensor, upper_BI: Tensor, w_OI: Tensor, count: int) -
     return low_BOT, high_BOT
 
 
+def arithmetic(kind: str, steps: int, dtype: torch.dtype = torch.float32) -> int:
+    """Run the arithmetic of a "term" at p = inf, or of a "multiply-add", in registers alone; how many were computed.
+
+    The limit that benchmarks compare with: one thread, no memory, no loops over anything.
+    """
+    seed = torch.linspace(0.5, 0.9, 64, dtype=dtype)
+    library = _library(dtype)
+    library.arithmetic(["term", "multiply-add"].index(kind), ctypes.c_void_p(seed.data_ptr()), ctypes.c_long(steps))
+    return steps * library.lanes_of_a_tile()
+
+
 def _whole(p: float) -> int:
     """p where it is a small integer, else 0."""
     return int(p) if p == int(p) and p <= WHOLE_TO else 0
@@ -142,17 +153,25 @@ def _call(name: str, *tensors: Tensor | None, sizes: tuple[Tensor, Tensor], sett
         raise MemoryError(f"{name}: no memory for a {batch} x {inputs} batch against {outputs} x {inputs} weights")
 
 
-@functools.cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL:
     """The compiled kernels of a dtype.
 
     Raises:
-        OSError: no compiler, or none of its flags works; not remembered, so a later call tries again.
+        OSError: no compiler, or it fails; remembered, so that it is tried once a process.
     """
+    library = _build(torch.finfo(dtype).bits)
+    if isinstance(library, str):
+        raise OSError(library)
+    return library
+
+
+@functools.cache
+def _build(bits: int) -> ctypes.CDLL | str:
+    """The library, or what is wrong."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "cc", "gcc", "clang"))), None)
     if compiler is None:
-        raise OSError("no C compiler: none of $CC, cc, gcc, clang is in PATH")
-    bits, complaint = torch.finfo(dtype).bits, ""
+        return "no C compiler: none of $CC, cc, gcc, clang is in PATH"
+    complaint = ""
     for tuned in TUNED:
         command = [compiler, *FLAGS, *tuned, f"-DREAL_BITS={bits}"]
         path = _cache_folder() / f"distance-{bits}-{_key(command)}.so"
@@ -162,7 +181,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
             return ctypes.CDLL(str(path))
         except (OSError, subprocess.CalledProcessError) as error:
             complaint = getattr(error, "stderr", None) or str(error)
-    raise OSError(f"{compiler} failed: {complaint.strip().splitlines()[0] if complaint.strip() else 'no message'}")
+    return f"{compiler} failed: {(complaint.strip() or 'no message').splitlines()[0]}"
 
 
 def _compile(command: list[str], path: Path) -> None:
@@ -192,7 +211,8 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+    telling = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(telling)}))
 
 
 @functools.cache

@@ -59,6 +59,7 @@ def distance_backward(grad_BO: Tensor, x_BI: Tensor, w_OI: Tensor, y_BO: Tensor,
         if p == math.inf:
             where_BO = d_BOI.abs().argmax(-1)
             part_BO = grad * d_BOI.gather(-1, where_BO[..., None])[..., 0].sign()
+            part_BO = torch.where(y_BO[b, o].isnan(), math.nan, part_BO)
             dx_BI[b] = dx_BI[b].scatter_add(1, where_BO, part_BO)
             dw_OI[o] = dw_OI[o].scatter_add(1, where_BO.T, -part_BO.T)
             continue

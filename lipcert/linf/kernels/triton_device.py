@@ -65,8 +65,9 @@ def _repeated(rows, start, inputs, EVEN: tl.constexpr):
     """Four inputs of each row; beyond the last one it comes again, which changes no maximum."""
     if EVEN:
         return tl.load(rows + start)
-    k = tl.arange(0, 4)[:, None, None]
-    return tl.load(rows + (tl.minimum(start + k, inputs - 1) - k))
+    else:
+        k = tl.arange(0, 4)[:, None, None]
+        return tl.load(rows + (tl.minimum(start + k, inputs - 1) - k))
 
 
 @triton.jit
@@ -74,7 +75,8 @@ def _padded(rows, start, inputs, EVEN: tl.constexpr):
     """Four inputs of each row; zeros beyond the last one, whose distance from each other adds nothing."""
     if EVEN:
         return tl.load(rows + start)
-    return tl.load(rows + start, mask=start + tl.arange(0, 4)[:, None, None] < inputs, other=0.0)
+    else:
+        return tl.load(rows + start, mask=start + tl.arange(0, 4)[:, None, None] < inputs, other=0.0)
 
 
 @triton.jit

@@ -47,7 +47,7 @@ class Strip(NamedTuple):
 
 
 # the share of instructions in the compiled inner loop of the maximum that are subtractions and maxima
-TILES = {Tile(8, 8): 0.91, Tile(4, 8): 0.82, Tile(4, 4): 0.8, Tile(2, 4): 0.7, Tile(1, 2): 0.4, Tile(1, 1): 0.3}
+TILES = {Tile(8, 8): 0.91, Tile(4, 8): 0.82, Tile(4, 4): 0.71, Tile(2, 4): 0.62, Tile(1, 2): 0.31, Tile(1, 1): 0.22}
 
 
 def distance_forward(x_BI: Tensor, w_OI: Tensor, p: float, tile: Tile | None = None) -> Tensor:
