@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     certify.add_argument("--start", type=int, default=0, help="first test image (default 0)")
     certify.add_argument("--radius", help="radius to count at (default: the network's own)")
     certify.add_argument("--norm", choices=("l2", "linf"), help="of the ball (default: the network's own)")
-    certify.add_argument("--method", choices=("margin", "interval"), help="of the proof (default: what proves the most)")
+    certify.add_argument("--method", choices=("margin", "interval"), help="of proof (default: what proves the most)")
     certify.add_argument("--effort", default="fast", help="of the bounds: fast, tight or exact (default fast)")
     certify.add_argument(
         "--guarantee", default="executed", help="nominal, real or executed (default executed); see the book"

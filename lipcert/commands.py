@@ -50,7 +50,8 @@ def certify_sets(request: dict[str, object]) -> int:
     from lipcert.settings import parse
 
     result = recertify_sets(parse(SetRequest, request))
-    rows = [("image", "label", "certified set", f"{result.certificates.norm} radius", "first class alone"), *result.image_rows()]
+    norm = result.certificates.norm
+    rows = [("image", "label", "certified set", f"{norm} radius", "first class alone"), *result.image_rows()]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for number, label, members, proven, alone in rows:
         print(f"{number:>{widths[0]}}  {label:<{widths[1]}}  {members:<{widths[2]}}  {proven:<9}  {alone}")
@@ -60,7 +61,7 @@ def certify_sets(request: dict[str, object]) -> int:
     for at in result.radii:
         loosest, strictest, alone = result.counts(at)
         print(
-            f"{loosest} of {total} have their label in a certified set {inside} at {certificates.norm} radius {at} "
+            f"{loosest} of {total} have their label in a certified set {inside} at {norm} radius {at} "
             f"({certificates.guarantee} guarantee, {certificates.arithmetic}), {strictest} in the smallest certified "
             f"one; {alone} are correct and certified as one class."
         )

@@ -279,7 +279,8 @@ def card(run: Run) -> dict[str, object]:
     return {
         "run": config.run_id(), "dataset": config.dataset, "classes": config.classes, "class_seed": config.class_seed,
         "class_names": list(data.class_names), "input_shape": list(data.shape), "pixel_scale": data.scale,
-        "radius": config.radius, "norm": config.norm, "methods": list(config.methods), "family": config.family, "depth": config.depth, "width": config.width,
+        "radius": config.radius, "norm": config.norm, "methods": list(config.methods), "family": config.family,
+        "depth": config.depth, "width": config.width,
         "parameters": run.network.parameter_count(), "data_sha256": data.sha256,
     }  # fmt: skip
 

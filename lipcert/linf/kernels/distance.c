@@ -106,18 +106,18 @@ int slope_max(const real *grad, const real *x, const real *w, const real *y, con
          run_tasks(scatter_w, &j, (outputs + LANES - 1) / LANES, threads, 0);
 }
 
-/* The arithmetic alone, on a tile in registers, `steps` times: a term at p = inf, or (kind 1) a multiply-add. For the
- * limits that benchmarks compare with. `seed` holds at least 2 * ROWS * VECS numbers. */
+/* Speed of one kind of instruction: a tile in registers, `steps` times a subtraction (0), a bitwise operation (1) or a
+ * multiply-add (2). For the limits that benchmarks count. `seed` holds at least 2 * ROWS * VECS numbers below 1. */
 int arithmetic(int kind, real *seed, long steps) {
   tile a, b;
-  vec c = splat(seed[0]), d = splat(seed[1]) + c;
   EACH a[r][v] = splat(seed[r * VECS + v]), b[r][v] = splat(seed[(ROWS + r) * VECS + v]);
   for (long s = 0; s < steps; s++) {
-    if (kind)
-      EACH a[r][v] = a[r][v] * c + b[r][v];
+    if (kind == 0)
+      EACH a[r][v] = b[r][v] - a[r][v];
+    else if (kind == 1)
+      EACH a[r][v] = (vec)((ivec)a[r][v] ^ (ivec)b[r][v]);
     else
-      EACH a[r][v] = top(a[r][v], magnitude(c - b[r][v]));
-    c = kind ? c : d - c; /* or the differences would be taken once */
+      EACH a[r][v] = a[r][v] * b[r][v] + b[r][v];
   }
   EACH seed[r * VECS + v] = a[r][v][0];
   return 0;

@@ -34,6 +34,7 @@ static void pack(const real *from, long rows, long inputs, long width, real scal
     long i1 = i0 + 16 < inputs ? i0 + 16 : inputs;
     for (long r = 0; r < width; r++) {
       const real *row = from + (r < rows ? r : rows - 1) * inputs;
+      __builtin_prefetch(row + i0 + 48); /* more streams than the processor follows */
       for (long i = i0; i < i1; i++) {
         __asm__ volatile(""); /* single stores: compilers would scatter, at half the speed */
         to[i * width + r] = row[i] * scale;

@@ -116,14 +116,16 @@ def top_interval(lower_BI: Tensor, upper_BI: Tensor, w_OI: Tensor, count: int) -
     return low_BOT, high_BOT
 
 
-def arithmetic(kind: str, steps: int, dtype: torch.dtype = torch.float32) -> int:
-    """Run the arithmetic of a "term" at p = inf, or of a "multiply-add", in registers alone; how many were computed.
+ARITHMETIC = ("subtraction", "bitwise", "multiply-add")
 
-    The limit that benchmarks compare with: one thread, no memory, no loops over anything.
+
+def arithmetic(kind: str, steps: int, dtype: torch.dtype = torch.float32) -> int:
+    """Run one kind of instruction in registers alone, one of `ARITHMETIC`; how many numbers it was applied to.
+
+    What benchmarks count limits from: one thread, vectors, no memory.
     """
-    seed = torch.linspace(0.5, 0.9, 64, dtype=dtype)
-    library = _library(dtype)
-    library.arithmetic(["term", "multiply-add"].index(kind), ctypes.c_void_p(seed.data_ptr()), ctypes.c_long(steps))
+    seed, library = torch.linspace(0.5, 0.9, 64, dtype=dtype), _library(dtype)
+    library.arithmetic(ARITHMETIC.index(kind), ctypes.c_void_p(seed.data_ptr()), ctypes.c_long(steps))
     return steps * library.lanes_of_a_tile()
 
 
