@@ -35,7 +35,7 @@ the sum, the rest for differences of rows and for moving ends. Underflow adds V 
 monotone, and taken to be within 16 roundoffs of the true value in both runs. Prediction p holds if the low end of z_p
 is above all other high ends or, of a last dense layer, if that of (w_p - w_j) x + b_p - b_j is above the errors of
 both. Of 1-Lipschitz layers the box is z_j - r to z_j + r but for roundings, which is the margin rule.
-Shapes: G groups, O outputs, I inputs of a group, K terms, T taps, C channels, B images, H W pixels, N classes.
+Shapes: G groups, O outputs, I inputs of one, K terms, T taps, C channels, B images, H W pixels, P places, N classes.
 """
 
 import argparse
@@ -322,18 +322,18 @@ def forward(layers: list, x: np.ndarray, p_B: np.ndarray, r_B: np.ndarray, arith
 
 
 def distances(layer: SimpleNamespace, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Low and high ends of the largest |x - w|, ascending, as numbers of this format: (2, images and places, O, T)."""
-    low_NI, high_NI = (np.ascontiguousarray(columns(layer, end, 1)[0].T) for end in (low, high))
-    weight_OI, terms = layer.weight_GOIT.reshape(-1, low_NI.shape[1]).astype(low.dtype), layer.terms
-    ends_2NOT = np.empty((2, len(low_NI), len(weight_OI), terms), low.dtype)
+    """Low and high ends of the largest |x - w|, ascending, as numbers of this format: (2, P, O, K)."""
+    low_PI, high_PI = (np.ascontiguousarray(columns(layer, end, 1)[0].T) for end in (low, high))
+    weight_OI, terms = layer.weight_GOIT.reshape(-1, low_PI.shape[1]).astype(low.dtype), layer.terms
+    ends_2POK = np.empty((2, len(low_PI), len(weight_OI), terms), low.dtype)
     rows, outs = (max(1, SPAN // entries) for entries in (weight_OI.size, weight_OI.shape[1]))
-    for row, out in itertools.product(range(0, len(low_NI), rows), range(0, len(weight_OI), outs)):
+    for row, out in itertools.product(range(0, len(low_PI), rows), range(0, len(weight_OI), outs)):
         some, here = weight_OI[out : out + outs], np.s_[row : row + rows, out : out + outs]
-        over, under = high_NI[row : row + rows, None] - some, some - low_NI[row : row + rows, None]
-        for end_NOT, values in zip(ends_2NOT, (-np.minimum(over, under), np.maximum(over, under)), strict=True):
+        over, under = high_PI[row : row + rows, None] - some, some - low_PI[row : row + rows, None]
+        for end_POK, values in zip(ends_2POK, (-np.minimum(over, under), np.maximum(over, under)), strict=True):
             most = values.max(2, keepdims=True) if terms == 1 else np.partition(values, -terms, 2)[..., -terms:]
-            end_NOT[here] = np.sort(most, 2)
-    return ends_2NOT
+            end_POK[here] = np.sort(most, 2)
+    return ends_2POK
 
 
 def room(spread: np.ndarray, size: np.ndarray, terms: int, largest: np.ndarray, forms: list) -> tuple:
@@ -346,9 +346,9 @@ def room(spread: np.ndarray, size: np.ndarray, terms: int, largest: np.ndarray, 
 
 def affine(layer: SimpleNamespace, low: np.ndarray, high: np.ndarray, forms: list, ahead: int | None = None) -> list:
     """Ends of W x + b and bounds on its partial sums; if `ahead` is a class, of its logit minus every logit."""
-    low_GKN, high_GKN = (columns(layer, end.astype(float), layer.groups) for end in (low, high))
-    centre, most, terms = (low_GKN + high_GKN) / 2, np.maximum(-low_GKN, high_GKN), low_GKN.shape[1]
-    reach = np.maximum(high_GKN - centre, centre - low_GKN) * (1 + 2.0**-51)
+    low_GKP, high_GKP = (columns(layer, end.astype(float), layer.groups) for end in (low, high))
+    centre, most, terms = (low_GKP + high_GKP) / 2, np.maximum(-low_GKP, high_GKP), low_GKP.shape[1]
+    reach = np.maximum(high_GKP - centre, centre - low_GKP) * (1 + 2.0**-51)
     weight, bias = layer.weight_GOIT.reshape(layer.groups, -1, terms), layer.bias_O.reshape(layer.groups, -1, 1)
     size, constant = abs(weight), abs(bias)
     if ahead is not None:

@@ -118,6 +118,26 @@ def test_boxes_hold_whatever_the_network_computes(tmp_path, monkeypatch, make, a
             assert low.dtype == arithmetic and (low <= y).all() and (y <= high).all(), layer
 
 
+def test_tanh_need_not_round_to_nearest(monkeypatch):
+    """Two libraries differ in last bits, so a point has a box around its image, a few units wide."""
+    x, found = np.random.default_rng(0).random((1, 1, 90, 90)), recorded(monkeypatch)
+    layer = checker.read_layer({"name": "one", "kind": "Tanh"}, (1, 90, 90), {})
+    checker.boxes([layer], x, np.zeros(1, int), np.zeros(1), "float32", True, True)
+    y, ((low, high),) = torch.from_numpy(x).float().tanh().numpy(), found
+    assert (low < y).all() and (y < high).all() and (high - low < 1e-5).all()
+
+
+def test_the_constant_of_a_shift_may_be_rounded_before_or_after(monkeypatch):
+    x, found = np.random.default_rng(0).random((1, 1, 50, 50)).astype(np.float32), recorded(monkeypatch)
+    layers = [{"name": "a", "kind": "Shift", "amount": 0.3}, {"name": "b", "kind": "Shift", "amount": -0.1307}]
+    for entry in layers:
+        layer, rounded = checker.read_layer(entry, (1, 50, 50), {}), np.float32(entry["amount"])
+        checker.boxes([layer], x.astype(float), np.zeros(1, int), np.zeros(1), "float32", True, True)
+        before, after = x - rounded, (x.astype(float) - entry["amount"]).astype(np.float32)
+        low, high = found.pop()
+        assert (before != after).any() and all(((low <= y) & (y <= high)).all() for y in (before, after))
+
+
 def recorded(monkeypatch) -> list:
     """Ends behind every layer, as the checker goes through them."""
     found, through = [], checker.through
