@@ -22,7 +22,7 @@ FAMILIES = {
     "resnet": Family("ResNet", (*_TRUNK, "branch_scale")),
     "convnet": Family("ConvNet", _TRUNK),
     "gloro": Family("GloRo", ("init",)),
-    "linf_net": Family("l_inf-distance net", ("keep", "mlp_width"), "linf"),
+    "linf_net": Family("ℓ∞-distance net", ("keep", "mlp_width"), "linf"),
 }
 INTERVAL_FAMILIES = ("gloro", "linf_net")  # those that can be trained on interval bounds
 

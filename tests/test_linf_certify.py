@@ -251,7 +251,9 @@ def damaged(value: float, kind: type = Distance) -> nn.Sequential:
 
 
 def sort_net(keep: float) -> nn.Sequential:
-    return frozen(nn.Flatten(), filled(SortedDistance(9, 3, keep)), Negate())
+    layer = filled(SortedDistance(9, 3, 0.5))
+    layer.keep = keep  # its constructor would refuse some
+    return frozen(nn.Flatten(), layer, Negate())
 
 
 def with_layer(*layers) -> nn.Sequential:

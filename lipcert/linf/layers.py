@@ -87,7 +87,7 @@ class SortedDistance(nn.Module):
         """c_t in float32, (T,): the numbers the layer multiplies by, rounded down so that their sum is at most 1."""
         q, terms = self.keep, self.terms
         exact = [q * (1 - q) ** t / (1 - (1 - q) ** terms) for t in range(terms)]
-        return torch.tensor([c * (1 - 2.0**-22) for c in exact])
+        return torch.tensor([max(c * (1 - 2.0**-22), 0.0) for c in exact])
 
     def forward(self, x_BI: Tensor) -> Tensor:
         sorted_BOT = kernels.top_distances(x_BI, self.weight, self.terms)

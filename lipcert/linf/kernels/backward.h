@@ -5,9 +5,9 @@
  */
 #ifndef LIPCERT_BACKWARD_H
 #define LIPCERT_BACKWARD_H
-#include "forward.h"
+#include "powers.h"
 
-enum { HIGH = MOST, LONG = 32, STRIP = 8, STACK = 512 }; /* rows of x and of w in a tile, vectors of a strip, rows kept */
+enum { HIGH = MOST, LONG = 32, STRIP = 8, STACK = 512 }; /* rows of x and w in a tile, vectors of a strip, rows kept */
 
 typedef struct {
   const real *grad, *x, *w, *y;

@@ -1,11 +1,12 @@
-/* Kernels of l_inf-distance layers, called from native.py through ctypes. See forward.h and backward.h.
+/* Kernels of l_inf-distance layers, called from native.py through ctypes. See maxima.h, powers.h and backward.h.
  *
  * x (batch, inputs), w (outputs, inputs), y (batch, outputs), all contiguous. Every function returns 0, or 1 where
  * memory ran out. Shared libraries must not be linked with -ffast-math: it changes the arithmetic of the whole process.
  */
 #define _POSIX_C_SOURCE 200809L
 #include "backward.h"
-#include "forward.h"
+#include "maxima.h"
+#include "powers.h"
 
 /* What a few pairs of rows tell about the data. */
 typedef struct {
@@ -18,7 +19,8 @@ static sample look(const real *x, const real *w, long batch, long outputs, long 
   double seen[PAIRS];
   long count = 0, above = 0;
   for (long k = 0; k < PAIRS; k++) {
-    const real *a = x + k * (batch - 1) / (PAIRS - 1) * inputs, *b = w + k * 7 % PAIRS * (outputs - 1) / (PAIRS - 1) * inputs;
+    const real *a = x + k * (batch - 1) / (PAIRS - 1) * inputs;
+    const real *b = w + k * 7 % PAIRS * (outputs - 1) / (PAIRS - 1) * inputs;
     double largest = 0;
     for (long i = 0; i < inputs; i++) {
       double t = fabs((double)a[i] - b[i]);
@@ -45,7 +47,7 @@ static double sparse_cost(double share, double slope) {
 int distance_max(const real *x, const real *w, real *y, int32_t *where, long batch, long outputs, long inputs,
                  int threads) {
   job j = {.x = x, .w = w, .y = y, .where = where, .batch = batch, .outputs = outputs, .inputs = inputs, .scale = 1};
-  return run_tiles(&j, where ? tile_where : tile_max, 0, threads);
+  return run_tiles(&j, where ? tile_where : tile_max, (where ? 2 : 1) * TILE, 1, threads);
 }
 
 /* way: DIRECT, STABLE or SPARSE to force one; CHOOSE by what a few pairs show. whole: p where it is a small integer. */
@@ -65,14 +67,14 @@ int distance_power(const real *x, const real *w, real *y, long batch, long outpu
   long room = ((inputs + CHUNK - 1) / CHUNK) * ROWS * VECS;
   tile_kernel *kernel = way != DIRECT ? tile_stable : whole == 2 ? tile_direct2 : whole == 8 ? tile_direct8
                         : whole ? tile_direct_whole : tile_direct_real;
-  return run_tiles(&j, kernel, room, threads);
+  return run_tiles(&j, kernel, room, 0, threads);
 }
 
 int interval_max(const real *lower, const real *upper, const real *w, real *low, real *high, long batch, long outputs,
                  long inputs, int threads) {
   job j = {.x = lower, .x2 = upper, .w = w, .y = low, .y2 = high, .batch = batch, .outputs = outputs, .inputs = inputs,
            .scale = 1};
-  return run_tiles(&j, tile_box, 0, threads);
+  return run_tiles(&j, tile_box, 2 * TILE, 1, threads);
 }
 
 /* upper NULL: distances of x itself. */
@@ -80,7 +82,7 @@ int sorted_max(const real *x, const real *upper, const real *w, real *low, real 
                long inputs, long count, int threads) {
   job j = {.x = x, .x2 = upper, .w = w, .y = low, .y2 = high, .batch = batch, .outputs = outputs, .inputs = inputs,
            .count = count, .scale = 1};
-  return run_tiles(&j, tile_sorted, count, threads);
+  return run_tiles(&j, tile_sorted, count, 0, threads);
 }
 
 /* way as above: SPARSE leaves out entries below ratio * y. whole: p - 1 where it is a small integer, else -1. */

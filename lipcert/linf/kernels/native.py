@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lipcert.linf.kernels import reference
 
-SOURCES = ("distance.c", "backward.h", "forward.h", "vector.h")
+SOURCES = ("distance.c", "backward.h", "maxima.h", "powers.h", "tiles.h", "vector.h")
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread")
 TUNED = (("-march=native",), ("-mcpu=native",), ())
 """Tried in turn: what the compiler calls "for this processor" differs."""

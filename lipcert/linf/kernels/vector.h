@@ -171,15 +171,13 @@ INLINE void restore(unsigned old) { (void)old; }
 /* -------------------------------------------------------------------------------------------------- tasks on threads
  * `threads` workers claim the indices 0 .. count-1 one by one; what a task computes does not depend on who does it. */
 typedef void task(const void *job, long index, void *scratch);
-typedef struct { task *run; const void *job; long next, count; size_t scratch; int failed; } queue;
+typedef struct { task *run; const void *job; long next, count; size_t scratch; } queue;
 
+/* A worker without memory leaves its share to the others. */
 static void *worker(void *argument) {
   queue *q = argument;
   void *scratch = NULL;
-  if (q->scratch && posix_memalign(&scratch, 64, q->scratch)) {
-    __atomic_store_n(&q->failed, 1, __ATOMIC_RELAXED);
-    return NULL;
-  }
+  if (q->scratch && posix_memalign(&scratch, 64, q->scratch)) return NULL;
   for (long i; (i = __atomic_fetch_add(&q->next, 1, __ATOMIC_RELAXED)) < q->count;) q->run(q->job, i, scratch);
   free(scratch);
   return NULL;
@@ -187,13 +185,14 @@ static void *worker(void *argument) {
 
 /* 0, or 1 where memory ran out. */
 static int run_tasks(task *run, const void *job, long count, int threads, size_t scratch) {
-  queue q = {run, job, 0, count, scratch, 0};
-  pthread_t others[64];
-  int started = 0, wanted = threads > 65 ? 65 : threads;
+  enum { MOST_THREADS = 64 };
+  queue q = {run, job, 0, count, scratch};
+  pthread_t others[MOST_THREADS];
+  int started = 0, wanted = threads > MOST_THREADS ? MOST_THREADS : threads;
   if (wanted > count) wanted = (int)count;
   while (started < wanted - 1 && !pthread_create(&others[started], NULL, worker, &q)) started++;
   worker(&q);
   for (int t = 0; t < started; t++) pthread_join(others[t], NULL);
-  return q.failed && q.next < q.count ? 1 : q.failed; /* a worker without memory leaves its share to the others */
+  return q.next < q.count;
 }
 #endif
