@@ -227,6 +227,7 @@ _LATER = (
     "scale_lr", "lp_decay",
 )  # fmt: skip
 
+
 def config_from(namespace: dict[str, Any], **extra: type) -> tuple[TrainConfig, dict[str, Any]]:
     """A `TrainConfig` from a notebook's variables: `config, options = config_from(globals(), resume=bool)`.
 
