@@ -32,10 +32,10 @@ def test_to_unit_refuses_scaled_images():
 # Augmentation
 
 
-def slow_augment(images, top, left, mirror, crop):
+def slow_augment(images, top, left, mirror, crop, mode="constant"):
     result = np.zeros_like(images)
     for b, image in enumerate(images):
-        padded = np.pad(image, ((0, 0), (crop, crop), (crop, crop)))
+        padded = np.pad(image, ((0, 0), (crop, crop), (crop, crop)), mode)
         window = padded[:, top[b] : top[b] + image.shape[1], left[b] : left[b] + image.shape[2]]
         result[b] = window[:, :, ::-1] if mirror[b] else window
     return result
@@ -46,15 +46,16 @@ def slow_augment(images, top, left, mirror, crop):
     shape=st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(4, 9), st.integers(4, 9)),
     crop=st.integers(0, 3),
     flip=st.booleans(),
+    edge=st.booleans(),
     dtype=st.sampled_from([torch.uint8, torch.float32, torch.float64]),
     seed=st.integers(0, 2**31),
 )
-def test_augment_equals_the_slow_reference(shape, crop, flip, dtype, seed):
+def test_augment_equals_the_slow_reference(shape, crop, flip, edge, dtype, seed):
     images = torch.randint(1, 256, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    result = augment(images, torch.Generator().manual_seed(seed), crop, flip)
+    result = augment(images, torch.Generator().manual_seed(seed), crop, flip, edge)
     drawn = draw(shape[0], torch.Generator().manual_seed(seed), crop, flip)
-    assert result.dtype == dtype
-    assert np.array_equal(result.numpy(), slow_augment(images.numpy(), *(d.numpy() for d in drawn), crop))
+    expected = slow_augment(images.numpy(), *(d.numpy() for d in drawn), crop, "edge" if edge else "constant")
+    assert result.dtype == dtype and np.array_equal(result.numpy(), expected)
 
 
 def test_augment_without_crop_and_flip_is_the_identity_and_draws_nothing():

@@ -232,13 +232,15 @@ def test_training_images_take_the_augmented_batch_of_a_seed():
 
 
 def test_policies_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="'imagenet' for images in memory: must be one of crop, gloro_cifar"):
+    with pytest.raises(ValueError, match="'imagenet' for images in memory: must be one of crop, crop_edge, gloro"):
         TrainingImages(images(), "imagenet", 0, True, 255, "cpu")
     with pytest.raises(ValueError, match="augmentation='blur' for images in memory"):
         augment_batch("blur", images(), generator(0), 0, True, 255)
     with pytest.raises(ValueError, match="'randaugment' with scale=16: must be 255"):
         augment_batch("randaugment", images(), generator(0), 0, True, 16)
-    assert POLICIES == ("crop", "gloro_cifar", "gloro_tiny", "randaugment", "imagenet", "imagenet_randaugment")
+    assert POLICIES == (
+        "crop", "crop_edge", "gloro_cifar", "gloro_tiny", "randaugment", "imagenet", "imagenet_randaugment",
+    )  # fmt: skip
 
 
 # Order
