@@ -272,9 +272,17 @@ def _check_finite(name: str, upper: float) -> None:
 
 
 def _check_layer(name: str, layer: nn.Module, shape: tuple[int, ...]) -> None:
-    """Refuse what has no bound, what is not finite, and settings and inputs under which a layer's name misleads."""
     if type(layer) not in (*_ONE_LIPSCHITZ, nn.Conv2d, nn.Linear):
         raise TypeError(f"no l2 bound for {type(layer).__name__} at {name!r}: give the layer a bound or remove it")
+    check_settings(name, layer, shape)
+
+
+def check_settings(name: str, layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse what is not finite, and settings and inputs under which a layer's name misleads, whatever the norm.
+
+    Raises:
+        TypeError: settings or an input shape. NotCertifiable: a weight or bias.
+    """
     if type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) != (1, -1):
         raise TypeError(f"Flatten {name!r} over dimensions {layer.start_dim}..{layer.end_dim}: must be 1..-1")
     if type(layer) is MinMax and (not shape or shape[0] % 2):

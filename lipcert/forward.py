@@ -176,22 +176,31 @@ class _Prepared:
             return affine(layer, x, self.weight, self.bias)
         if isinstance(layer, Shift):
             return x - layer.amount
-        if isinstance(layer, nn.ReLU):
-            return x.clamp_min(0)
-        if isinstance(layer, MinMax):
-            first, second = x.chunk(2, dim=1)
-            return torch.cat([torch.maximum(first, second), torch.minimum(first, second)], dim=1)
-        if isinstance(layer, nn.ZeroPad2d):
-            return F.pad(x, layer.padding)
-        if isinstance(layer, nn.Flatten):
-            return x.flatten(1)
-        if isinstance(layer, nn.Identity):
-            return x
-        raise TypeError(f"no forward pass for {type(layer).__name__}: a plain chain does not hold it")
+        return compared(layer, x)
 
     def magnitude(self, x: Tensor) -> Tensor:
         """|W||x| + |b|."""
         return affine(self.layer, x.abs(), *self.size)
+
+
+def compared(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer that only moves, clips or sorts does: exact, and monotone in every entry.
+
+    Raises:
+        TypeError: another layer.
+    """
+    if isinstance(layer, nn.ReLU):
+        return x.clamp_min(0)
+    if isinstance(layer, MinMax):
+        first, second = x.chunk(2, dim=1)
+        return torch.cat([torch.maximum(first, second), torch.minimum(first, second)], dim=1)
+    if isinstance(layer, nn.ZeroPad2d):
+        return F.pad(x, layer.padding)
+    if isinstance(layer, nn.Flatten):
+        return x.flatten(1)
+    if isinstance(layer, nn.Identity):
+        return x
+    raise TypeError(f"no forward pass for {type(layer).__name__}: a plain chain does not hold it")
 
 
 def _run_micro_batch(layers: list[_Prepared], x: Tensor, magnitudes: bool) -> list[Tensor]:

@@ -262,6 +262,10 @@ def plain_linear(weight_OI: Tensor, bias_O: Tensor) -> nn.Linear:
 
 
 def _frozen(layer: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
-    layer.weight = nn.Parameter(weight.detach().float().cpu().contiguous().clone(), requires_grad=False)
-    layer.bias = nn.Parameter(bias.detach().float().cpu().contiguous().clone(), requires_grad=False)
+    layer.weight, layer.bias = frozen(weight), frozen(bias)
     return layer
+
+
+def frozen(values: Tensor) -> nn.Parameter:
+    """What plain layers hold: a float32 copy on the CPU that no longer trains."""
+    return nn.Parameter(values.detach().float().cpu().contiguous().clone(), requires_grad=False)

@@ -40,10 +40,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lipcert.forward import AFFINE, affine
+from lipcert.forward import AFFINE, affine, compared
 from lipcert.layers import MinMax, Shift
 from lipcert.linf import kernels
 from lipcert.linf.layers import Distance, DistanceConv, Negate, SortedDistance, from_windows, windows
@@ -173,18 +172,7 @@ class _Exact:
         layer = self.layer
         if type(layer) is Negate:
             return -upper, -lower
-        return self._moved(lower), self._moved(upper)
-
-    def _moved(self, x: Tensor) -> Tensor:
-        layer = self.layer
-        if type(layer) is nn.ReLU:
-            return x.clamp_min(0)
-        if type(layer) is MinMax:
-            first, second = x.chunk(2, dim=1)
-            return torch.cat([torch.maximum(first, second), torch.minimum(first, second)], dim=1)
-        if type(layer) is nn.ZeroPad2d:
-            return F.pad(x, layer.padding)
-        return x.flatten(1) if type(layer) is nn.Flatten else x
+        return compared(layer, lower), compared(layer, upper)
 
 
 class _Shift(_Exact):

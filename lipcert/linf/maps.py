@@ -17,7 +17,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from lipcert.layers import Map
+from lipcert.layers import Map, frozen
 from lipcert.linf import kernels
 from lipcert.linf.layers import Distance, DistanceConv, Negate, SortedDistance, from_windows, windows
 
@@ -206,6 +206,5 @@ def lp_decay(network: nn.Module, amount: float, p: float) -> None:
 
 
 def _filled(layer: nn.Module, weight: Tensor, shift_O: Tensor) -> nn.Module:
-    layer.weight = nn.Parameter(weight.detach().float().cpu().contiguous().clone(), requires_grad=False)
-    layer.shift = nn.Parameter(shift_O.detach().float().cpu().contiguous().clone(), requires_grad=False)
+    layer.weight, layer.shift = frozen(weight), frozen(shift_O)
     return layer

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lipcert.bounds import Enclosure
 from lipcert.bounds.rounding import round_up
-from lipcert.chain import LayerBound, NotCertifiable
+from lipcert.chain import LayerBound, NotCertifiable, check_settings
 from lipcert.forward import AFFINE, FORMATS
 from lipcert.layers import MinMax, Residual, Shift
 from lipcert.linf.interval import rule
@@ -151,22 +151,9 @@ def check_layer(name: str, layer: nn.Module, shape: tuple[int, ...]) -> None:
     kind = type(layer)
     if kind not in (*ONE_LIPSCHITZ, *AFFINE, nn.Tanh):
         raise TypeError(f"no l_inf rule for {kind.__name__} at {name!r}: give the layer one or remove it")
-    if kind is nn.Flatten and (layer.start_dim, layer.end_dim) != (1, -1):
-        raise TypeError(f"Flatten {name!r} over dimensions {layer.start_dim}..{layer.end_dim}: must be 1..-1")
-    if kind is MinMax and (not shape or shape[0] % 2):
-        raise TypeError(f"MinMax {name!r} on an input of shape {shape}: the first dimension must be even")
-    if kind is nn.ZeroPad2d and len(shape) != 3:
-        raise TypeError(f"ZeroPad2d {name!r} on an input of shape {shape}: must be (C, H, W)")
-    if kind is Shift and not (isinstance(layer.amount, float) and math.isfinite(layer.amount)):
-        raise TypeError(f"Shift {name!r} by {layer.amount!r}: must be one finite float")
     if kind is nn.Conv2d and layer.padding_mode not in ("zeros", "circular"):
         raise TypeError(f"Conv2d {name!r} with padding_mode={layer.padding_mode!r}: must be 'zeros' or 'circular'")
-    for key, tensor in layer.state_dict().items():
-        if not (finite := tensor.isfinite()).all():
-            raise NotCertifiable(
-                f"{name}.{key} holds {tensor[~finite][0].item()}: every weight must be finite; load or train the "
-                "network again"
-            )
+    check_settings(name, layer, shape)
     if kind is SortedDistance and not all(c >= 0 for c in _coefficients(name, layer)):
         raise NotCertifiable(f"SortedDistance {name!r} with keep={layer.keep}: must be in (0, 1]")
 
