@@ -58,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--quiet", action="store_true", help="no progress bar")
     study.set_defaults(run=_study)
 
+    machine = commands.add_parser("machine", help="what this machine is fast at: the choices behind `auto`")
+    machine.add_argument("file", metavar="FILE", nargs="?", help="YAML of a run's parameters (default: all measured)")
+    machine.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="parameters that replace those of the file")
+    machine.add_argument("--measure", action="store_true", help="time every candidate for the run of FILE again")
+    machine.add_argument("--download", action="store_true", help="let torchvision download a missing data set")
+    machine.set_defaults(run=_machine)
+
     certify = commands.add_parser("certify", help="certify images with a stored network")
     certify.add_argument(
         "model", metavar="MODEL", help="a .safetensors file (with or without suffix) or a shipped name"
@@ -171,6 +178,14 @@ def _study(options: argparse.Namespace) -> int:
     for path in run_study(study, progress=not options.quiet, download=options.download):
         print(run_sentence(path), path, sep="\n", flush=True)
     return list_study(study)
+
+
+def _machine(options: argparse.Namespace) -> int:
+    from lipcert.commands import show_machine
+    from lipcert.config import load_config
+
+    config = load_config(options.file, **_overrides(options.overrides)) if options.file else None
+    return show_machine(config, options.measure, options.download)
 
 
 def _certify(options: argparse.Namespace) -> int:

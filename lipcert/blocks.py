@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lipcert.layers import ACTIVATIONS, Map, Residual, conv_estimate, plain_conv
+from lipcert.kernels import conv3x3
+from lipcert.layers import ACTIVATIONS, Map, MinMax, Residual, conv_estimate, plain_conv
 from lipcert.power import start_vector
 
 _CENTRE_MOMENTUM = 0.1  # of the running mean, as in the code of arXiv 2310.02513
@@ -59,7 +60,7 @@ class LinearResidualStack(Map):
         for block, (branch_OIhw, shift_O) in enumerate(zip(branches_LOIhw, shifts_LO, strict=True)):
             if self.centering and self.training:
                 shift_O = shift_O - self._batch_mean(block, branch_OIhw, x_BCHW)
-            x_BCHW = self.activation(F.conv2d(x_BCHW, self.identity_OIhw + branch_OIhw, shift_O, padding=1))
+            x_BCHW = _conv_activation(x_BCHW, self.identity_OIhw + branch_OIhw, shift_O, self.activation)
         return x_BCHW
 
     def _shifts(self) -> Tensor:
@@ -99,7 +100,7 @@ class ConvStack(Map):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         for weight_OIhw, bias_O in zip(self.weight_LOIhw, self.bias_LO, strict=True):
-            x_BCHW = self.activation(F.conv2d(x_BCHW, weight_OIhw, bias_O, padding=1))
+            x_BCHW = _conv_activation(x_BCHW, weight_OIhw, bias_O, self.activation)
         return x_BCHW
 
     def norm_estimate(self, steps: int) -> Tensor:
@@ -134,9 +135,9 @@ class ResidualStack(Map):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         blocks = zip(self.first_LOIhw, self.second_LOIhw, *self.bias_2LO, self.scale_L, strict=True)
         for first_OIhw, second_OIhw, before_O, after_O, scale in blocks:
-            branch_BCHW = self.activation(F.conv2d(x_BCHW, first_OIhw, before_O, padding=1))
+            branch_BCHW = _conv_activation(x_BCHW, first_OIhw, before_O, self.activation)
             # The scale goes into the kernel, which is smaller than the image.
-            branch_BCHW = F.conv2d(branch_BCHW, scale * second_OIhw, scale * after_O, padding=1)
+            branch_BCHW = conv3x3(branch_BCHW, scale * second_OIhw, scale * after_O)
             x_BCHW = self.activation(x_BCHW + branch_BCHW)
         return x_BCHW
 
@@ -156,6 +157,13 @@ class ResidualStack(Map):
             )
             layers += [Residual(branch), *self.activation.plain()]
         return layers
+
+
+def _conv_activation(x_BCHW: Tensor, kernel_OIhw: Tensor, bias_O: Tensor, activation: Map) -> Tensor:
+    """activation(kernel * x + bias); MinMax can be done while the convolution's output is at hand."""
+    if isinstance(activation, MinMax):
+        return conv3x3(x_BCHW, kernel_OIhw, bias_O, then_minmax=True)
+    return activation(conv3x3(x_BCHW, kernel_OIhw, bias_O))
 
 
 def _orthogonal_kernels(count: int, width: int) -> Tensor:

@@ -10,7 +10,9 @@ from lipcert.records import Record, RecordError, find_record, load_records
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from lipcert.config import TrainConfig
     from lipcert.study import Study
+    from lipcert.timings import Timings
 
 
 def certify_images(request: dict[str, object]) -> int:
@@ -112,6 +114,48 @@ def own_certify(model: "nn.Module", images_BCHW: "Tensor", guarantee: str, arith
     return result.prediction_B, result.radius_B
 
 
+def show_machine(config: "TrainConfig | None", again: bool, download: bool) -> int:
+    """This machine and what was timed on it, for one run's step or all of them; 1 where nothing was."""
+    from lipcert.machine import SHORT_SECONDS, has_compiler
+    from lipcert.run import pick_device
+    from lipcert.settings import ConfigError
+    from lipcert.timings import cache_path, cached_timings, machine_facts
+
+    if config is None and again:
+        raise ConfigError("--measure: name the FILE of the run whose step is to be timed")
+    device = pick_device(config.device if config else "auto")
+    facts = machine_facts(device)
+    compiler = "there" if has_compiler(device) else "not there"
+    for name, value in (*facts.items(), ("compiler", compiler), ("cache", cache_path())):
+        print(f"{name:<13}{value}")
+    if config is None:
+        # Times depend on the number of threads, too, but a small run has one of its own.
+        here = [t for t in cached_timings() if t.machine == facts | {"threads": t.machine.get("threads", 0)}]
+    else:
+        here = _timings_of(config, again, download)
+    for timings in here:
+        print(f"\n{timings.table()}")
+    rule = "the fastest, a plainer one within 3 % of it, and the plainest in a run"
+    print(f"\nA run that leaves the choice open takes {rule} below {SHORT_SECONDS / 60:.0f} minutes.")
+    if not here:
+        print("Nothing was timed yet: `lipcert machine FILE --measure` does it for the run of FILE.")
+    return 0 if here else 1
+
+
+def _timings_of(config: "TrainConfig", again: bool, download: bool) -> "list[Timings]":
+    from lipcert.data import load_dataset
+    from lipcert.machine import measure
+    from lipcert.run import own_threads
+    from lipcert.timings import blank_timings, cached_timings
+
+    data = load_dataset(config.dataset, config.classes, config.class_seed, config.validation, download)
+    with own_threads(config, data):
+        if again:
+            return [measure(config, data)]
+        blank = blank_timings(config, data)
+        return [timings for timings in cached_timings() if timings.same_step(blank)]
+
+
 def list_runs() -> int:
     """One line per run: where it lies, status, clean accuracy and VRA."""
     from lipcert.report.tables import local_records
@@ -126,18 +170,20 @@ def list_runs() -> int:
 
 def list_study(study: "Study") -> int:
     """One line per cell: published, yours or missing; 1 while any is missing."""
-    published = {record.id: record for record in load_records()}
-    own = {record.id: record for record in load_records("local") if record.training.status == "finished"}
+    from lipcert.study import record_of, records_by_id
+
+    published, own = records_by_id(load_records()), records_by_id(load_records("local"))
     missing = 0
     for cell in study.cells:
-        run = cell.run_id()
-        where = "published" if run in published else "yours" if run in own else "missing"
-        record = published.get(run) or own.get(run)
-        missing += record is None
+        where, record = "published", record_of(cell, published)
+        if record is None:
+            where, record = "yours", record_of(cell, own)
+        if record is None:
+            where, missing = "missing", missing + 1
         figures = _figures(record) if record else ""
         if where == "yours" and (reason := record.not_committed()):
             figures += f"; {reason}"
-        print(f"{where:<10}{run:<60}{figures}".rstrip())
+        print(f"{where:<10}{record.id if record else cell.run_id():<60}{figures}".rstrip())
     print(f"{len(study.cells) - missing} of {len(study.cells)} runs of {study.name} are there")
     return 1 if missing else 0
 

@@ -109,7 +109,10 @@ class TrainConfig(Architecture):
     minutes: float | None = Field(None, gt=0, le=100_000, description="length in minutes, measured at the start")
     batch: int = Field(256, ge=1, le=1_000_000, description="images per step")
 
-    optimizer: Literal["adam", "adamw", "nadam"] = Field("adamw", description="optimiser")
+    optimizer: Literal["adam", "adamw", "nadam", "muon"] = Field(
+        "adamw", description="optimiser; muon: for the backbone's matrices, with adamw for the rest"
+    )
+    momentum: float = Field(0.95, ge=0, lt=1, description="momentum of muon; beta1 and beta2 are adamw's beside it")
     lr: float = Field(4e-3, gt=0, le=10, description="peak learning rate")
     lr_schedule: ScheduleText = Field(
         "cosine", description="after the warm-up: cosine, constant_exp (half and half), or a schedule of factors of lr"
@@ -125,16 +128,32 @@ class TrainConfig(Architecture):
     lookahead: bool = Field(False, description="Lookahead around the optimiser (alpha 0.5, every 6 steps)")
     clip: float = Field(3.0, gt=0, description="largest global gradient norm")
     power_steps: int = Field(3, ge=1, le=1000, description="warm-started power-method steps per training step")
+    norm_method: Literal["power", "lanczos"] = Field(
+        "power", description="how those steps estimate norms; lanczos: the best that as many products can tell"
+    )
     augmentation: Literal[
         "crop", "crop_edge", "gloro_cifar", "gloro_tiny", "randaugment", "imagenet", "imagenet_randaugment"
     ] = Field("crop", description="crop and flip, or a published recipe's own; see lipcert.data.batches")
     crop: int | None = Field(None, ge=0, le=64, description="padding of the random crop; none: the data set's own")
     flip: bool | None = Field(None, description="random horizontal flip; none: the data set's own")
 
+    snapshots: int = Field(
+        0, ge=0, le=200, description="how often, evenly spaced, the run also certifies the network as it then is"
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of the forward pass")
-    compiled: bool = Field(False, description="torch.compile the backbone")
+    precision: Literal["float32", "tfloat32", "bfloat16", "auto"] = Field(
+        "float32", description="arithmetic of the training step; tfloat32: of CUDA; auto: measured at the start"
+    )
+    layout: Literal["channels_last", "contiguous", "auto"] = Field(
+        "channels_last", description="memory layout of images in training; auto: measured at the start"
+    )
+    compiled: bool | Literal["auto"] = Field(
+        False, description="torch.compile the backbone; auto: measured at the start"
+    )
+    kernels: Literal["torch", "native", "auto"] = Field(
+        "torch", description="native: convolutions of fewer products in C, other rounding; auto: measured at the start"
+    )
     published: tuple[str, ...] = Field((), description="ids of the rows of published.csv that this run re-measures")
 
     @model_validator(mode="after")
@@ -146,6 +165,7 @@ class TrainConfig(Architecture):
         if Radius(self.radius).exact == 0:
             raise ValueError(f"radius={self.radius} with loss {self.loss!r}: must be > 0")
         self._check_loss()
+        self._check_optimizer()
         for key in ("lr_schedule", "radius_schedule", "robust_weight", "plain_weight", "exponent"):
             named = ("cosine", "constant_exp") if key == "lr_schedule" else ()
             if (text := getattr(self, key)) is not None and text not in named:
@@ -157,6 +177,11 @@ class TrainConfig(Architecture):
         if (least := min(p(share / 100) for share in range(101))) < 1:
             raise ValueError(f"exponent={self.exponent!r}: reaches p = {least:g}, must stay >= 1")
         return self
+
+    def _check_optimizer(self) -> None:
+        if self.optimizer == "muon" and (FAMILIES[self.family].norm == "linf" or self.lookahead):
+            with_what = "lookahead=True" if self.lookahead else f"family {self.family!r}"
+            raise ValueError(f"optimizer='muon' with {with_what}: only without lookahead, and for linear maps")
 
     def _check_loss(self) -> None:
         """A loss that trains for what the network can be certified by."""
@@ -207,10 +232,22 @@ class TrainConfig(Architecture):
             settings["pixel_mean"], settings["pixel_std"] = PIXELS[self.dataset]
         return ModelConfig(**settings, channels=channels, input_size=size, classes=classes)
 
+    def left_open(self) -> tuple[str, ...]:
+        """What `lipcert.machine` is to choose: the settings of `MEASURED` that say "auto"."""
+        return tuple(key for key in MEASURED if getattr(self, key) == "auto")
+
+    def answers(self, asked: "TrainConfig") -> bool:
+        """Whether a run of these settings is what `asked` wants: the same, except where that says "auto"."""
+        return self.model_copy(update=dict.fromkeys(asked.left_open(), "auto")).run_id() == asked.run_id()
+
     def with_steps(self, steps: int) -> "TrainConfig":
         """The same run with its length pinned to `steps`."""
         return self.model_copy(update={"steps": steps, "epochs": None, "minutes": None})
 
+
+# Settings of speed alone, which may be left to a measurement. None of them touches what is certified: the weights are
+# float32 in any case.
+MEASURED = ("precision", "layout", "compiled", "kernels")
 
 # Mean of each channel and one deviation for all of them, in pixels: what the l_inf recipes take as the unit of weights.
 PIXELS: dict[str, tuple[tuple[float, ...], float]] = {
@@ -224,7 +261,8 @@ PIXELS: dict[str, tuple[tuple[float, ...], float]] = {
 _LATER = (
     "activation", "centering", "tail_depth", "branch_scale", "init", "generated", "generated_ratio", "robust_weight",
     "plain_share", "radius_schedule", "augmentation", "keep", "mlp_width", "plain_weight", "exponent", "adam_eps",
-    "scale_lr", "lp_decay",
+    "scale_lr", "lp_decay", "layout", "momentum", "kernels", "norm_method",
+    "snapshots",
 )  # fmt: skip
 
 

@@ -75,6 +75,23 @@ def write_results(run: Run, status: str) -> Path:
     return records.write_record(record)
 
 
+def add_snapshot(run: Run) -> None:
+    """Certify the network as it is now and append what was found to `run.snapshots`."""
+    config, split = run.config, "validation" if run.config.validation else "test"
+    labels_N, claim = getattr(run.data, split).labels_N, (("executed", "float64"),)
+    how = {"norm": config.norm, "method": config.methods[-1], "radii": (config.radius,)}
+    (found,) = certify_split(run.network.plain(), run.data, split, run.device, claims=claim, **how)
+    run.snapshots.append(
+        {
+            "images": run.step * run.batch,
+            "seconds": round(run.seconds, 3),
+            "clean": int((found.prediction_B == labels_N).sum()),
+            "certified_correct": certified_correct(found.prediction_B, found.radius_B, labels_N, Radius(config.radius)),
+            "upper": None if found.bounds is None else found.bounds.upper,
+        }
+    )
+
+
 def certify_again(run: str, effort: str = "fast", progress: bool = False) -> Path:
     """Certify the stored network of a finished run again, in every guarantee and arithmetic; returns the new record.
 
@@ -258,18 +275,17 @@ def training_part(run: Run, status: str) -> records.Training:
     """Length, speed and choices of the run."""
     images = run.step * run.batch
     memory = torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else None
-    # PyTorch lets cuDNN use TF32 in float32 convolutions unless told otherwise: training may, certifying never does.
-    tf32 = run.device.type == "cuda" and run.config.precision == "float32" and torch.backends.cudnn.allow_tf32
-    precision = "float32, convolutions in TF32" if tf32 else run.config.precision
+    config = run.config
     return records.Training(
         loss=run.config.loss, status=status, batch=run.batch, steps=run.step, images=images,
         seconds=round(run.seconds, 3), images_per_second=round(images / max(run.seconds, 1e-9), 1),
         peak_memory_bytes=memory,
         choices=records.Choices(
-            precision=precision, layout="channels_last", compiled=run.config.compiled,
-            kernels=kernels.backend(run.device) if run.config.family == "linf_net" else None,
+            precision=config.precision, layout=config.layout, compiled=config.compiled, measured=run.measured,
+            kernels=kernels.backend(run.device) if config.family == "linf_net" else config.kernels,
         ),
         curve=f"curves/{run.config.run_id()}.csv",
+        snapshots=tuple(records.Snapshot(**snapshot) for snapshot in run.snapshots),
     )  # fmt: skip
 
 

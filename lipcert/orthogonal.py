@@ -6,13 +6,16 @@ Shape letters: B batch, C channels (of a matrix: columns), H height, W width, R 
 it, F features, L layers of a stack, O outputs, I inputs.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lipcert.arithmetic import tensor_float
 from lipcert.layers import Map, MinMax, plain_conv, plain_linear
 
 _RIDGE = 1e-3  # of the mean squared row length, as in the reference; keeps the factorisation well conditioned
@@ -137,9 +140,12 @@ def _blocks(rows: int) -> list[tuple[int, int]]:
     return [(start, min(start + _BLOCK, rows)) for start in range(0, rows, _BLOCK)]
 
 
-def _full_precision(tensor: Tensor) -> torch.autocast:
-    """Autocast off on the tensor's device: a Gram matrix in bfloat16 would train other weights than are certified."""
-    return torch.autocast("cpu" if tensor.is_meta else tensor.device.type, enabled=False)  # it does not know "meta"
+@contextlib.contextmanager
+def _full_precision(tensor: Tensor) -> Iterator[None]:
+    """No autocast and no TF32: a Gram matrix of rounded entries would train other weights than are certified."""
+    kind = "cpu" if tensor.is_meta else tensor.device.type  # autocast does not know "meta"
+    with torch.autocast(kind, enabled=False), tensor_float(False, tensor.device):
+        yield
 
 
 class OrthogonalPatchConv(Map):

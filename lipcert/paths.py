@@ -24,6 +24,12 @@ def local_dir() -> Path:
     return results_dir() / "local"
 
 
+def cache_dir() -> Path:
+    """Where measurements of this machine are kept: `LIPCERT_CACHE`, else `lipcert/` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lipcert"
+    return Path(os.environ.get("LIPCERT_CACHE") or default).expanduser().resolve()
+
+
 def data_dir() -> Path:
     """Folder of the downloaded data sets: `LIPCERT_DATA`, else `data/` in the project."""
     return Path(os.environ.get("LIPCERT_DATA", ROOT / "data")).expanduser().resolve()

@@ -1,13 +1,31 @@
-"""The power method: norms to train with. It approaches the truth from BELOW, so nothing here ever certifies.
+"""The power method and Lanczos': norms to train with. They approach the truth from BELOW: nothing here ever certifies.
 
 `lipcert.bounds.norm_bound` is the proven counterpart.
+
+Shape letters: G groups (norms taken at once), N entries of a group's vector, M vectors of a basis.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_SQUARINGS = 26  # of a small matrix; 2^26 powers tell eigenvalues apart that differ by 1e-7
+_NEGLIGIBLE = 1e-5  # of a vector's length: what is left of it beside a basis is rounding
+_lanczos = False
+
+
+@contextlib.contextmanager
+def lanczos(on: bool) -> Iterator[None]:
+    """Inside of it `power_iterate` makes the best of its products: `lanczos_iterate`."""
+    global _lanczos
+    before, _lanczos = _lanczos, on
+    try:
+        yield
+    finally:
+        _lanczos = before
 
 
 def start_vector(*shape: int, groups: int = 1) -> Tensor:
@@ -30,6 +48,8 @@ def power_iterate(
     |A v| with v held fixed has the gradient u v^T (u = A v / |A v|), which is the gradient of the norm at convergence
     (envelope theorem), so no backward pass through the rounds is needed.
     """
+    if _lanczos:
+        return lanczos_iterate(forward, adjoint, iterate, steps, groups)
     with torch.no_grad():
         v = iterate
         for _ in range(steps):
@@ -39,6 +59,56 @@ def power_iterate(
             v = _normalise(adjoint(_normalise(image, groups)), groups, otherwise=v)
         iterate.copy_(v)
         return iterate.clone()
+
+
+@torch.no_grad()
+def lanczos_iterate(
+    forward: Callable[[Tensor], Tensor],
+    adjoint: Callable[[Tensor], Tensor],
+    iterate: Tensor,
+    steps: int,
+    groups: int = 1,
+) -> Tensor:
+    """As `power_iterate`, to the best vector that `steps` products with A^T A can tell of: the unit v in the span of
+    v, A^T A v, ..., (A^T A)^steps v for which |A v| is largest (Lanczos 1950, one round, fully orthogonalised).
+
+    Five steps, warm, come nearer to the norm than ten rounds of the power method at half the price.
+    """
+    shape = iterate.shape
+    basis, images = [_normalise(iterate, groups).reshape(groups, -1)], []
+    for step in range(steps + 1):
+        image = forward(basis[-1].reshape(shape))
+        images.append(image.reshape(groups, -1))
+        if step < steps:
+            basis.append(_next_direction(adjoint(_normalise(image, groups)).reshape(groups, -1), basis))
+    images_GMN, basis_GMN = torch.stack(images, 1), torch.stack(basis, 1)
+    weights_GM = _top_eigenvector(images_GMN.double() @ images_GMN.double().mT).to(iterate)
+    v_GN = (weights_GM[:, None] @ basis_GMN)[:, 0]
+    iterate.copy_(_normalise(v_GN.reshape(shape), groups, otherwise=iterate))
+    return iterate.clone()
+
+
+def _next_direction(v_GN: Tensor, basis: list[Tensor]) -> Tensor:
+    """The part of v at right angles to an orthonormal basis, of length 1; 0 where there is none."""
+    basis_GMN = torch.stack(basis, 1)
+    largest_G1 = v_GN.abs().amax(1, keepdim=True)
+    v_GN = v_GN / torch.where(largest_G1 > 0, largest_G1, 1.0)
+    whole_G1 = torch.linalg.vector_norm(v_GN, dim=1, keepdim=True)
+    for _ in range(2):  # the second time takes out what rounding left of the first
+        v_GN = v_GN - ((v_GN[:, None] @ basis_GMN.mT) @ basis_GMN)[:, 0]
+    rest_G1 = torch.linalg.vector_norm(v_GN, dim=1, keepdim=True)
+    return torch.where(rest_G1 > _NEGLIGIBLE * whole_G1, v_GN / torch.where(rest_G1 > 0, rest_G1, 1.0), 0.0)
+
+
+def _top_eigenvector(gram_GMM: Tensor) -> Tensor:
+    """Of positive semi-definite matrices, (G, M), by squaring: an eigenvalue solver would wait for the device."""
+    for _ in range(_SQUARINGS):
+        largest_G11 = gram_GMM.abs().amax((1, 2), keepdim=True)
+        gram_GMM = gram_GMM / torch.where(largest_G11 > 0, largest_G11, 1.0)
+        gram_GMM = gram_GMM @ gram_GMM
+    longest_G = gram_GMM.square().sum(1).argmax(1)
+    column_GM = gram_GMM.gather(2, longest_G[:, None, None].expand(-1, gram_GMM.shape[1], 1))[..., 0]
+    return column_GM / torch.linalg.vector_norm(column_GM, dim=1, keepdim=True).clamp(min=1e-300)
 
 
 def stable_norm(x: Tensor, groups: int = 1) -> Tensor:

@@ -57,10 +57,26 @@ class Model(_Part):
 
 
 class Choices(_Part):
-    precision: str = Field(description="arithmetic of the training step's forward pass")
+    precision: str = Field(description="arithmetic of the training step: forward pass and its gradient")
     layout: str = Field(description="memory layout of images")
     compiled: bool = Field(description="whether the backbone went through torch.compile")
-    kernels: str | None = Field(None, description="what computed distances (native, torch, triton); null without any")
+    kernels: str | None = Field(
+        None,
+        description="what computed distances or convolutions (native, torch, triton); null: torch, in older records",
+    )
+    measured: dict[str, float] | None = Field(
+        None, description="seconds per step of every candidate where `auto` chose; null where the settings were given"
+    )
+
+
+class Snapshot(_Part):
+    """The network somewhere on the way, certified as at the end; nothing is chosen by it."""
+
+    images: int = Field(ge=1, description="seen until then")
+    seconds: float = Field(ge=0, description="of training until then")
+    clean: int = Field(ge=0, description="test images correctly classified")
+    certified_correct: int = Field(ge=0, description="and certified at the run's radius, executed in float64")
+    upper: float | None = Field(description="proven constant of the backbone; null where certified by intervals")
 
 
 class Training(_Part):
@@ -74,6 +90,7 @@ class Training(_Part):
     peak_memory_bytes: int | None = Field(description="largest allocation on the accelerator; null on a CPU")
     choices: Choices
     curve: str | None = Field(description="training curve, CSV")
+    snapshots: tuple[Snapshot, ...] = Field((), description="certified on the way, in order")
 
     @model_validator(mode="after")
     def _images(self) -> "Training":

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import csv
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lipcert import kernels
+from lipcert.arithmetic import tensor_float
 from lipcert.config import TrainConfig, steps_of
 from lipcert.data import Dataset
 from lipcert.families import FAMILIES
 from lipcert.linf.ibp import worst_logits
 from lipcert.linf.maps import calibrate, lp_decay
 from lipcert.losses import bottom_logit, ibp_loss, training_loss
+from lipcert.memory import keep_freed_memory
 from lipcert.models import Network, build_model
+from lipcert.optimizers import make_optimizer
+from lipcert.power import lanczos
 from lipcert.provenance import git_state
 from lipcert.schedules import exponent, learning_rate, loss_weight, training_radius
 from lipcert.stream import LAYERS, Stream, step_images, stream_seed
@@ -48,6 +53,11 @@ class Run:
     def __init__(self, config: TrainConfig, data: Dataset):
         self.config, self.data = config, data
         self.device = pick_device(config.device)
+        check_precision(config, self.device)
+        if left_open := config.left_open():
+            raise TrainingError(f"{left_open[0]}='auto': measure first; lipcert.train.fit does")
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.stream = Stream(config, data, self.device)
         self.batch = self.stream.size
         self.model_config = config.model(*data.shape[:2], data.classes)
@@ -55,16 +65,18 @@ class Run:
             torch.manual_seed(config.seed)
             network = build_model(self.model_config)
         self.network: Network = network.to(self.device)
-        self.forward = torch.compile(self.network.backbone) if config.compiled else self.network.backbone
-        with torch.no_grad():
+        self.forward = _forward(config, self.network)
+        self.measured: dict[str, float] | None = None  # seconds per step of what `lipcert.machine` chose from
+        with torch.no_grad(), tensor_float(False, self.device):
             self.network.lipschitz_estimate(_WARM_START_STEPS)
-        self.optimizer = _optimizer(config, self.network)
+        self.optimizer = make_optimizer(config, self.network)
         self.plain_loss = training_loss("cross_entropy")
         self.loss = None if config.loss == "ibp" else training_loss(config.loss)
         # Now, not when the record is written: what is committed while the run goes on did not train it.
         self.commit, self.dirty = git_state()
         self.step, self.seconds = 0, 0.0
         self.curve: list[list[float]] = []
+        self.snapshots: list[dict[str, float | None]] = []
         self.totals = torch.zeros(5, dtype=torch.float64 if self.device.type != "mps" else None, device=self.device)
         self.since = 0  # steps behind the totals
         self.steps = 0 if config.minutes is not None else steps_of(config, len(data.train.labels_N))
@@ -79,7 +91,8 @@ class Run:
         images_BCHW, labels_B = self.stream(self.step)
         features_BF = self._features(images_BCHW)
         logits_BK = self.network.head(features_BF.float())
-        lipschitz = self.network.lipschitz_estimate(config.power_steps)
+        with tensor_float(False, self.device), lanczos(config.norm_method == "lanczos"):
+            lipschitz = self.network.lipschitz_estimate(config.power_steps)
         if config.loss == "ibp" and progress >= config.plain_share:
             worst_BK = worst_logits(self.network, images_BCHW, labels_B, radius)
             loss, robust_B = ibp_loss(logits_BK, worst_BK, labels_B, weight), worst_BK.detach().argmax(1) == labels_B
@@ -89,7 +102,8 @@ class Run:
             loss = loss(logits_BK, labels_B, margin_KK, radius, weight, self.network.head.logit_scale())
             bottom_B = bottom_logit(logits_BK.detach(), margin_KK.detach(), radius)
             robust_B = logits_BK.detach().amax(1) > bottom_B
-        loss.backward()
+        with tensor_float(config.precision == "tfloat32", self.device):
+            loss.backward()
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -102,7 +116,9 @@ class Run:
         """What the head sees, (B, F)."""
         config = self.config
         with contextlib.ExitStack() as stack:
+            stack.enter_context(tensor_float(config.precision == "tfloat32", self.device))
             stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, config.precision == "bfloat16"))
+            stack.enter_context(kernels.fast(config.kernels == "native"))
             if config.keep < 1:  # SortNet's layers draw; what, depends on seed and step alone
                 devices = [self.device] if self.device.type == "cuda" else []
                 stack.enter_context(torch.random.fork_rng(devices))
@@ -154,24 +170,43 @@ class Run:
         self.since = 0
         return dict(zip(CURVE_FIELDS, row, strict=True))
 
+    def snapshot_due(self) -> bool:
+        """Whether the network is to be certified after this step; the last of the snapshots is the run's own end."""
+        count = self.config.snapshots
+        return (
+            count > 0
+            and self.step < self.steps
+            and self.step * count // self.steps > (self.step - 1) * count // self.steps
+        )
+
     def pin_minutes(self) -> None:
-        """Turn `minutes` into steps by timing a throw-away copy of the run, on the loss itself: the steps on plain
-        cross-entropy that may come first cost less."""
-        trial = copy.copy(self)
-        trial.config = self.config.model_copy(update={"plain_share": 0.0})
-        trial.network = copy.deepcopy(self.network)
-        trial.forward = torch.compile(trial.network.backbone) if self.config.compiled else trial.network.backbone
-        trial.optimizer = _optimizer(self.config, trial.network)
-        trial.totals, trial.steps = self.totals.clone(), 10**6
-        for timed in (False, True):
-            self.synchronise()
-            start = time.perf_counter()
-            for _ in range(10 if timed else 3):
-                trial.train_step()
-            self.synchronise()
-            elapsed = time.perf_counter() - start
-        self.steps = max(1, int(self.config.minutes * 60 / (elapsed / 10)))
+        """Turn `minutes` into steps by timing a throw-away copy of the run."""
+        trial = self.trial()
+        trial.time_steps(3)
+        self.steps = max(1, int(self.config.minutes * 60 / trial.time_steps(10)))
         self.config = self.config.with_steps(self.steps)
+
+    def trial(self, **changes: Any) -> "Run":
+        """A throw-away copy of the run with some settings of `MEASURED` changed, to be timed.
+
+        On the loss itself: the steps on plain cross-entropy that may come first cost less.
+        """
+        trial = copy.copy(self)
+        trial.config = config = self.config.model_copy(update={"plain_share": 0.0, **changes})
+        trial.stream, trial.network = copy.copy(self.stream), copy.deepcopy(self.network)
+        trial.stream.layout = config.layout
+        trial.forward, trial.optimizer = _forward(config, trial.network), make_optimizer(config, trial.network)
+        trial.totals, trial.steps = self.totals.clone(), 10**6
+        return trial
+
+    def time_steps(self, steps: int) -> float:
+        """Take that many steps; wall time of one, s."""
+        self.synchronise()
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.train_step()
+        self.synchronise()
+        return (time.perf_counter() - start) / steps
 
     def synchronise(self) -> None:
         """Wait for the device, so that a clock read next tells the truth."""
@@ -187,7 +222,8 @@ class Run:
             "generated": self.stream.generated_sha256, "steps": self.steps,
             "step": self.step, "seconds": self.seconds, "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(), "curve": self.curve, "totals": self.totals, "since": self.since,
-            "commit": self.commit, "dirty": self.dirty,
+            "commit": self.commit, "dirty": self.dirty, "measured": self.measured,
+            "snapshots": self.snapshots,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -208,11 +244,27 @@ class Run:
         self.network.load_state_dict(state["network"], strict=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps, self.step, self.seconds = state["steps"], state["step"], state["seconds"]
-        self.curve, self.since = state["curve"], state["since"]
+        self.curve, self.since, self.measured = state["curve"], state["since"], state.get("measured")
+        self.snapshots = state.get("snapshots", [])
         self.totals.copy_(state["totals"])
         # Trained in parts by different code: no commit holds what made these numbers.
         if state["dirty"] or state["commit"] != self.commit:
             self.commit, self.dirty = state["commit"], True
+
+
+def check_precision(config: TrainConfig, device: torch.device) -> None:
+    """Raises TrainingError for a precision that the device does not have."""
+    if config.precision == "tfloat32" and device.type != "cuda":
+        raise TrainingError(f"precision='tfloat32' on {device.type}: only CUDA has it; use float32, bfloat16 or auto")
+
+
+def _forward(config: TrainConfig, network: Network) -> Callable[[Tensor], Tensor]:
+    if not config.compiled:
+        return network.backbone
+    # What was compiled for another run of this process would make torch take its sizes for dynamic, which is slower,
+    # and soon give up compiling.
+    torch.compiler.reset()
+    return torch.compile(network.backbone)
 
 
 @contextlib.contextmanager
@@ -271,28 +323,3 @@ def write_curve(path: Path, curve: list[list[float]]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(CURVE_FIELDS)
         writer.writerows([[value if isinstance(value, int) else f"{value:.8g}" for value in row] for row in curve])
-
-
-def _optimizer(config: TrainConfig, network: Network) -> torch.optim.Optimizer:
-    common = {
-        "lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.adam_eps,
-        "weight_decay": config.weight_decay,
-    }  # fmt: skip
-    scale = getattr(network.head, "scale", None)
-    groups = [{"params": [p for p in network.parameters() if p is not scale], "factor": 1.0}]
-    groups += [] if scale is None else [{"params": [scale], "factor": config.scale_lr}]
-    if config.optimizer == "nadam":
-        optimizer = torch.optim.NAdam(groups, decoupled_weight_decay=True, **common)
-    else:
-        # Without weight decay Adam and AdamW are the same method.
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-        optimizer = kind(groups, fused=True, **common)
-    if config.lookahead:
-        try:
-            from pytorch_optimizer import Lookahead
-        except ImportError:
-            raise TrainingError(
-                "lookahead=True needs the package pytorch-optimizer: pip install 'lipcert[train]'"
-            ) from None
-        optimizer = Lookahead(optimizer, k=6, alpha=0.5)
-    return optimizer

@@ -59,7 +59,9 @@ def describe(cls: type[Settings]) -> str:
     for name, schema in cls.model_json_schema()["properties"].items():
         options = schema.get("anyOf", [schema])
         kinds = [
-            "|".join(map(str, o["enum"])) if "enum" in o else "none" if o.get("type") == "null" else o.get("type", "")
+            "|".join(map(str, o["enum"]))
+            if "enum" in o
+            else o.get("const") or ("none" if o.get("type") == "null" else o.get("type", ""))
             for o in options
         ]
         bounds = [f"{sign} {o[key]}" for o in options for key, sign in _LIMITS.items() if key in o]

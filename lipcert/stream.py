@@ -16,17 +16,18 @@ from lipcert.data import DATASETS, Dataset, Shuffled, TrainingImages, load_gener
 from lipcert.paths import data_dir
 
 _ORDER, _AUGMENT, _GENERATED, _GENERATED_AUGMENT, LAYERS = 1, 2, 3, 4, 5  # random streams
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 class Stream:
-    """`images_BCHW, labels_B = stream(step)`: float32 in [0, 1] on the device, in channels-last layout.
+    """`images_BCHW, labels_B = stream(step)`: float32 in [0, 1] on the device, in the layout of the run.
 
     Real images come in a new seeded permutation every epoch, whose last, incomplete batch is not used; behind them
     stand `generated_ratio` times as many generated ones, if the run has any.
 
     Attributes:
         batch: real images of a step. size: all images of a step. per_epoch: steps of a pass over the real images.
-        generated_sha256: of the file of generated images; None without.
+        generated_sha256: of the file of generated images; None without. layout: of `images_BCHW`, a name of `LAYOUTS`.
     """
 
     def __init__(self, config: TrainConfig, data: Dataset, device: torch.device):
@@ -34,7 +35,7 @@ class Stream:
         facts = DATASETS[config.dataset]
         crop = facts.crop if config.crop is None else config.crop
         flip = facts.flip if config.flip is None else config.flip
-        self.seed, count = config.seed, len(data.train.labels_N)
+        self.seed, count, self.layout = config.seed, len(data.train.labels_N), config.layout
         self.batch, extra = step_images(config, count)
         self.size = self.batch + extra
         self.per_epoch = count // self.batch
@@ -71,7 +72,7 @@ class Stream:
             drawn_GCHW = images.batch(index_G, stream_seed(self.seed, _GENERATED_AUGMENT, step))
             images_BCHW = torch.cat([images_BCHW, drawn_GCHW])
             labels_B = torch.cat([labels_B, generated_N[index_G.to(generated_N.device)]])
-        return images_BCHW.to(memory_format=torch.channels_last), labels_B
+        return images_BCHW.to(memory_format=LAYOUTS[self.layout]), labels_B
 
 
 def step_images(config: TrainConfig, count: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ The file is a run's YAML with one more key, `matrix`, a mapping of settings to l
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,26 @@ class Study:
 
     def records(self) -> dict[TrainConfig, Record | None]:
         """The published record of every cell, None where it was not run."""
-        published = {record.id: record for record in load_records()}
-        return {cell: published.get(cell.run_id()) for cell in self.cells}
+        published = records_by_id(load_records())
+        return {cell: record_of(cell, published) for cell in self.cells}
+
+
+def records_by_id(records: Iterable[Record]) -> dict[str, Record]:
+    """The finished ones of them."""
+    return {record.id: record for record in records if record.training.status == "finished"}
+
+
+def record_of(cell: TrainConfig, records: Mapping[str, Record]) -> Record | None:
+    """The record of a cell's settings; where the cell says "auto", the first one, whatever was measured for it."""
+    if not cell.left_open():
+        return records.get(cell.run_id())
+    return next((record for record in records.values() if record.config.answers(cell)), None)
+
+
+def _own_record(cell: TrainConfig) -> Record | None:
+    if cell.left_open():
+        return record_of(cell, records_by_id(load_records("local")))
+    return find_record(cell.run_id())[0] if has_finished_record(cell.run_id()) else None
 
 
 def load_study(path: str | Path, /, **overrides: Any) -> Study:
@@ -119,15 +137,14 @@ def run_study(study: Study, progress: bool = True, download: bool = False) -> It
     from lipcert.run import TrainingError
     from lipcert.train import fit
 
-    done = {record.id for record in load_records()}
-    todo = []
+    published, todo = records_by_id(load_records()), []
     for cell in study.cells:
-        if (run := cell.run_id()) in done:
+        if record_of(cell, published) is not None:
             continue
-        if not has_finished_record(run):
+        if (record := _own_record(cell)) is None:
             todo.append(cell)
-        elif not_committed := find_record(run)[0].not_committed():
-            print(f"{run}: not made again, but {not_committed}", file=sys.stderr, flush=True)
+        elif not_committed := record.not_committed():
+            print(f"{record.id}: not made again, but {not_committed}", file=sys.stderr, flush=True)
     for number, cell in enumerate(todo, 1):
         print(f"{study.name}: run {number} of {len(todo)}", file=sys.stderr, flush=True)
         try:

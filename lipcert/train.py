@@ -1,6 +1,8 @@
 """Training: `fit(config)` trains, certifies and writes the run record; it can be stopped and resumed at any moment."""
 
 import contextlib
+import json
+import os
 import signal
 import sys
 import threading
@@ -11,12 +13,14 @@ from typing import Any
 
 from lipcert.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 from lipcert.config import TrainConfig
-from lipcert.data import load_dataset
-from lipcert.evaluate import write_results
+from lipcert.data import Dataset, load_dataset
+from lipcert.evaluate import add_snapshot, write_results
+from lipcert.machine import choose
 from lipcert.paths import local_dir
 from lipcert.progress import Progress
 from lipcert.records import has_finished_record
 from lipcert.run import Run, TrainingError, own_threads
+from lipcert.timings import Candidate
 
 _REPORTS = 200  # rows of the curve in a full run
 
@@ -32,8 +36,9 @@ def fit(
     """Train a network, certify its test images, write record, curve, per-image radii and network to `results/local`.
 
     Args:
-        config: the whole run. `minutes` is measured here and becomes steps.
-        resume: continue from the checkpoint of the same settings, if there is one.
+        config: the whole run. What it leaves open is measured here and becomes literals: first every "auto" of
+            precision, layout, kernels and compilation (`lipcert.machine.choose`), then `minutes`, which become steps.
+        resume: continue from the checkpoint of the same settings, or of what was measured for them, if there is one.
         fresh: discard that checkpoint. With neither, an unfinished run is an error rather than lost work.
         progress: draw a progress bar on standard error.
         download: let torchvision download a missing data set.
@@ -47,29 +52,76 @@ def fit(
         TrainingError: an unfinished run is in the way, or the loss is not finite; the last good checkpoint stays.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, after writing a checkpoint and a record with status "stopped".
     """
-    path = local_dir() / "checkpoints" / f"{config.run_id()}.safetensors"
     if resume and fresh:
         raise TrainingError("resume and fresh: continue the unfinished run or discard it, not both")
+    note = _checkpoint(config).with_suffix(".json")
+    path = _checkpoint(_noted(note, config))
+    state = _unfinished(path, resume, fresh)
+    data = load_dataset(config.dataset, config.classes, config.class_seed, config.validation, download)
+    with own_threads(config, data):
+        if state is None:
+            run = _begin(config, data, progress)
+            if run.config != config:
+                path = _checkpoint(run.config)
+                state = _unfinished(path, resume, fresh)
+                _write_note(note, run.config)
+        else:
+            run = Run(TrainConfig(**state["config"] | {"device": config.device}), data)
+        if state is not None:
+            run.restore(state)
+        record = _fit(run, path, progress, checkpoint_seconds)
+    note.unlink(missing_ok=True)
+    return record
+
+
+def _begin(config: TrainConfig, data: Dataset, progress: bool) -> Run:
+    """A new run, its open settings and then its length measured."""
+    choice = choose(config, data, progress)
+    run = Run(choice.config, data)
+    run.measured = choice.measured
+    if run.config.minutes is not None:
+        run.pin_minutes()
+    return run
+
+
+def _checkpoint(config: TrainConfig) -> Path:
+    return local_dir() / "checkpoints" / f"{config.run_id()}.safetensors"
+
+
+def _unfinished(path: Path, resume: bool, fresh: bool) -> dict[str, Any] | None:
+    """The state to go on from, None to start at the first step."""
     if fresh:
         remove_checkpoint(path)
     state = load_checkpoint(path)
     if state is not None and not resume:
         raise TrainingError(
-            f"run {config.run_id()} was stopped at step {state['step']} of {state['steps']}: continue it with "
+            f"run {path.stem} was stopped at step {state['step']} of {state['steps']}: continue it with "
             "resume=True (--resume) or discard it with fresh=True (--fresh)"
         )
-    data = load_dataset(config.dataset, config.classes, config.class_seed, config.validation, download)
-    with own_threads(config, data):
-        return _fit(Run(config, data), state, path, progress, checkpoint_seconds)
+    return state
 
 
-def _fit(run: Run, state: dict[str, Any] | None, path: Path, progress: bool, checkpoint_seconds: float) -> Path:
-    if state is not None:
-        run.restore(state)
-    elif run.config.minutes is not None:
-        run.pin_minutes()
+def _noted(note: Path, config: TrainConfig) -> TrainConfig:
+    """What was measured for these settings when an unfinished run of them began; else the settings themselves.
+
+    A run's checkpoint lies under the id of its record, which measuring again would change.
+    """
+    try:
+        return TrainConfig(**json.loads(note.read_text()))
+    except (OSError, ValueError, TypeError):
+        return config
+
+
+def _write_note(note: Path, config: TrainConfig) -> None:
+    note.parent.mkdir(parents=True, exist_ok=True)
+    partial = note.with_suffix(".note")
+    partial.write_text(config.model_dump_json())
+    os.replace(partial, note)
+
+
+def _fit(run: Run, path: Path, progress: bool, checkpoint_seconds: float) -> Path:
     say = _say if progress else lambda *_: None
-    say(f"run {run.config.run_id()}: {run.steps} steps of {run.batch} images on {run.device}")
+    say(f"run {run.config.run_id()}: {run.steps} steps of {run.batch} images on {run.device}{_choices(run)}")
     finished = _train(run, path, progress, checkpoint_seconds)
     # Before certifying too: whatever happens there, the training is kept.
     save_checkpoint(path, run.state())
@@ -92,7 +144,8 @@ def _train(run: Run, path: Path, shown: bool, checkpoint_seconds: float) -> bool
     with _stop_signals() as stop, Progress(run.steps, "step", shown, initial=run.step) as progress:
         while run.step < run.steps:
             run.train_step()
-            stopped, closes = stop.is_set() and run.step < run.steps, run.step % interval == 0
+            due = run.snapshot_due()
+            stopped, closes = stop.is_set() and run.step < run.steps, due or run.step % interval == 0
             if stopped and not closes:
                 run.check_finite()
                 run.seconds += time.monotonic() - start
@@ -107,6 +160,10 @@ def _train(run: Run, path: Path, shown: bool, checkpoint_seconds: float) -> bool
                 f"loss {row['loss']:.3f}, accuracy {row['train_accuracy']:.1%}, certified (estimated) "
                 f"{row['train_vra_estimated']:.1%}, {row['images'] / max(row['seconds'], 1e-9):,.0f} images/s",
             )
+            if due:
+                run.calibrate()
+                add_snapshot(run)
+                start = time.monotonic()
             if stopped:
                 return False
             if run.step < run.steps and now - saved >= checkpoint_seconds:
@@ -137,6 +194,10 @@ def _stop_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _choices(run: Run) -> str:
+    return f", {Candidate.of(run.config).label}" if run.measured else ""
 
 
 def _say(*words: object) -> None:

@@ -14,8 +14,9 @@ _FOLDERS = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py", "cifar100": 
 
 @pytest.fixture(autouse=True)
 def results(tmp_path_factory, monkeypatch):
-    """LIPCERT_RESULTS in a temporary folder, so that no test writes into the checkout; returns the folder."""
+    """LIPCERT_RESULTS and LIPCERT_CACHE in a temporary folder, so that no test writes elsewhere; returns the folder."""
     folder = tmp_path_factory.mktemp("results")
+    monkeypatch.setenv("LIPCERT_CACHE", str(folder / "cache"))
     monkeypatch.setenv("LIPCERT_RESULTS", str(folder))
     return folder
 

@@ -69,7 +69,8 @@ def other_value(name, default):
         "published": ("row",), "lookahead": True, "compiled": True, "warmup": 0.1,
             "activation": "relu", "centering": True, "generated": "images.npz", "robust_weight": "2",
             "radius_schedule": "[0]-[1]", "augmentation": "randaugment",
-            "plain_weight": "2", "exponent": "9",
+            "plain_weight": "2", "exponent": "9", "layout": "contiguous", "kernels": "native",
+        "norm_method": "lanczos",
     }  # fmt: skip
     if name in choices:
         return choices[name]

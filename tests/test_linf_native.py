@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from lipcert.kernels import native as compiling
 from lipcert.linf import kernels
 from lipcert.linf.kernels import native, reference
 
@@ -13,12 +14,12 @@ from lipcert.linf.kernels import native, reference
 @pytest.fixture
 def fresh(monkeypatch):
     """Nothing built or said yet, and afterwards as before."""
-    native._build.cache_clear()
+    compiling.build.cache_clear()
     monkeypatch.setattr(kernels, "_said", set())
     monkeypatch.delenv("LIPCERT_KERNELS", raising=False)
     yield
-    native._build.cache_clear()
-    native._cache_folder.cache_clear()
+    compiling.build.cache_clear()
+    compiling.cache_folder.cache_clear()
 
 
 def test_without_a_compiler(fresh, monkeypatch, tmp_path, capsys):
@@ -40,7 +41,7 @@ def test_a_compiler_that_fails_is_tried_once(fresh, monkeypatch, tmp_path, capsy
     (tmp_path / "broken").chmod(0o755)
     monkeypatch.setenv("CC", str(tmp_path / "broken"))
     monkeypatch.setenv("LIPCERT_CACHE", str(tmp_path / "cache"))
-    native._cache_folder.cache_clear()
+    compiling.cache_folder.cache_clear()
     assert kernels.backend() == "torch" and "no such instruction" in capsys.readouterr().err
     count = tries.read_text()
     assert kernels.backend() == "torch" and tries.read_text() == count
@@ -52,14 +53,14 @@ def test_compiled_twice_at_once_without_tuning(fresh, monkeypatch, tmp_path):
     """Two writers of one file; plain instructions of the processor's family give the same bits at infinity."""
     if problem := native.problem():
         pytest.skip(problem)
-    native._build.cache_clear()
+    compiling.build.cache_clear()
     monkeypatch.setenv("LIPCERT_CACHE", str(tmp_path / "new" / "cache"))
-    monkeypatch.setattr(native, "TUNED", ((),))
-    native._cache_folder.cache_clear()
+    monkeypatch.setattr(compiling, "TUNED", ((),))
+    compiling.cache_folder.cache_clear()
     with ThreadPoolExecutor(2) as pool:
-        built = list(pool.map(native._build, (32, 32)))
+        built = list(pool.map(compiling.build, [native.SOURCE] * 2, ["-DREAL_BITS=32"] * 2))
     assert not any(isinstance(library, str) for library in built)
-    assert len(list(native._cache_folder().iterdir())) == 1
+    assert len(list(compiling.cache_folder().iterdir())) == 1
     for batch, outputs, inputs in [(1, 1, 1), (7, 33, 65), (19, 70, 1100)]:
         x_BI, w_OI = torch.randn(batch, inputs), torch.randn(outputs, inputs)
         y_BO = reference.distance_forward(x_BI, w_OI, math.inf)

@@ -21,6 +21,7 @@ from lipcert.train import fit
 KINDS = {
     "adamw": {},
     "nadam and lookahead": {"optimizer": "nadam", "lookahead": True},
+    "muon": {"optimizer": "muon"},
     "gloro, adam, decay": {"loss": "gloro", "optimizer": "adam", "weight_decay": 1e-3},
     "augmented": {"crop": 1, "flip": True, "neck": "conv_dense"},
 }

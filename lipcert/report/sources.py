@@ -1,8 +1,10 @@
 """Which file of settings a run comes from, and so which command makes it again."""
 
 import functools
+import itertools
+from collections.abc import Iterator
 
-from lipcert.config import TrainConfig, load_config
+from lipcert.config import MEASURED, TrainConfig, load_config
 from lipcert.paths import ROOT
 from lipcert.records import Record
 from lipcert.settings import read_yaml
@@ -13,11 +15,15 @@ _STUDY = "lipcert study "
 
 def command_of(record: Record) -> str:
     """`lipcert train FILE` or `lipcert study FILE` where a file has these settings, else a rerun from the record."""
-    seed = record.config.seed
-    settings, (of_seed, of_any) = _seedless(record.config), _commands()
-    if (settings, seed) in of_seed:
-        return of_seed[settings, seed]
-    return f"{of_any[settings]} seed={seed}" if settings in of_any else f"lipcert train results/runs/{record.id}.json"
+    seed, (of_seed, of_any) = record.config.seed, _commands()
+    asked = [_seedless(config) for config in _wishes(record.config)]
+    for settings in asked:
+        if (settings, seed) in of_seed:
+            return of_seed[settings, seed]
+    for settings in asked:
+        if settings in of_any:
+            return f"{of_any[settings]} seed={seed}"
+    return f"lipcert train results/runs/{record.id}.json"
 
 
 def is_cell(record: Record) -> bool:
@@ -45,6 +51,13 @@ def _commands() -> tuple[dict[tuple[str, int], str], dict[str, str]]:
             config = load_config(path)
             of_seed[_seedless(config), config.seed] = of_any[_seedless(config)] = f"lipcert train {name}"
     return of_seed, of_any
+
+
+def _wishes(config: TrainConfig) -> Iterator[TrainConfig]:
+    """What a file may have asked for to get this run: its settings, or "auto" for some that were then measured."""
+    for count in range(len(MEASURED) + 1):
+        for keys in itertools.combinations(MEASURED, count):
+            yield config.model_copy(update=dict.fromkeys(keys, "auto"))
 
 
 def _seedless(config: TrainConfig) -> str:

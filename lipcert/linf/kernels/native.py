@@ -1,34 +1,19 @@
-"""The kernels in C, compiled on first use with the system's compiler, for the CPU.
-
-`distance.c` becomes one shared library a dtype in `$LIPCERT_CACHE` (or `$XDG_CACHE_HOME/lipcert`, `~/.cache/lipcert`),
-named by a hash of the sources, the flags, the compiler and the processor: a change of any compiles anew, and machines
-that share a home folder do not share code. Compiling takes seconds, once.
+"""The kernels in C, for the CPU: `distance.c`, compiled on first use, one library a dtype (`lipcert.kernels.native`).
 
 Shape letters: B batch, I inputs, O outputs, T terms.
 """
 
-import contextlib
 import ctypes
-import functools
-import hashlib
 import math
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lipcert.kernels.native import library
 from lipcert.linf.kernels import reference
 
-SOURCES = ("distance.c", "backward.h", "maxima.h", "powers.h", "tiles.h", "vector.h")
-FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread")
-TUNED = (("-march=native",), ("-mcpu=native",), ())
-"""Tried in turn: what the compiler calls "for this processor" differs."""
-
+SOURCE = Path(__file__).with_name("distance.c")
 WAYS = {"choose": 0, "direct": 1, "stable": 2, "sparse": 3}
 """How a power sum is taken: as it is, relative to the largest term, or the same over the terms that matter only. The
 kernels choose by what a few pairs of rows show."""
@@ -159,74 +144,6 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
     """The compiled kernels of a dtype.
 
     Raises:
-        OSError: no compiler, or it fails; remembered, so that it is tried once a process.
+        OSError: no compiler, or it fails.
     """
-    library = _build(torch.finfo(dtype).bits)
-    if isinstance(library, str):
-        raise OSError(library)
-    return library
-
-
-@functools.cache
-def _build(bits: int) -> ctypes.CDLL | str:
-    """The library, or what is wrong."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "cc", "gcc", "clang"))), None)
-    if compiler is None:
-        return "no C compiler: none of $CC, cc, gcc, clang is in PATH"
-    complaint = ""
-    for tuned in TUNED:
-        command = [compiler, *FLAGS, *tuned, f"-DREAL_BITS={bits}"]
-        path = _cache_folder() / f"distance-{bits}-{_key(command)}.so"
-        try:
-            if not path.exists():
-                _compile(command, path)
-            return ctypes.CDLL(str(path))
-        except (OSError, subprocess.CalledProcessError) as error:
-            complaint = getattr(error, "stderr", None) or str(error)
-    return f"{compiler} failed: {(complaint.strip() or 'no message').splitlines()[0]}"
-
-
-def _compile(command: list[str], path: Path) -> None:
-    """Compile beside the final name, then rename: several processes may do so at once."""
-    source = Path(__file__).with_name("distance.c")
-    handle, partial = tempfile.mkstemp(suffix=".so", dir=path.parent)
-    os.close(handle)
-    try:
-        subprocess.run([*command, str(source), "-o", partial, "-lm"], check=True, capture_output=True, text=True)
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)
-
-
-def _key(command: list[str]) -> str:
-    """Hash of all that decides the machine code."""
-    version = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=False).stdout
-    parts = [" ".join(command), version, platform.machine(), _processor()]
-    parts += [Path(__file__).with_name(name).read_text() for name in SOURCES]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
-    """Model and instruction sets, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    telling = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(telling)}))
-
-
-@functools.cache
-def _cache_folder() -> Path:
-    """A folder of our own that can be written; a temporary one where there is none."""
-    named = os.environ.get("LIPCERT_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lipcert"
-    folder = Path(named) if named else base
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(folder)
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="lipcert-"))
-    return folder.absolute()
+    return library(SOURCE, f"-DREAL_BITS={torch.finfo(dtype).bits}")

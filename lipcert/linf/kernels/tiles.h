@@ -5,6 +5,7 @@
  */
 #ifndef LIPCERT_TILES_H
 #define LIPCERT_TILES_H
+#include "threads.h"
 #include "vector.h"
 
 enum { ROWS = 6, VECS = 2, STRETCH = 512, BESIDE = 4 };
