@@ -1,9 +1,9 @@
 """The forward pass that certificates are computed from: conventional inner products only, in a named arithmetic.
 
 The error bounds of `lipcert.deviation` hold for sums in any order, not for Winograd, FFT or reduced-precision products,
-which `F.conv2d` may choose on its own. So a convolution here is data movement and one matrix product, and the caller's
-settings (TF32, autocast, number of threads, batch size) do not reach it: images run in micro-batches of a fixed size,
-each on one thread. What runs is the chain's flat program (`lipcert.program`): a residual block ends with one addition,
+which `F.conv2d` may choose on its own. So a convolution here is data movement and one matrix product, by a kernel of our own
+on a CPU with a C compiler, by BLAS elsewhere, and the caller's settings (TF32, autocast, number of threads, batch size)
+do not reach it: images run in micro-batches of a fixed size, each on one thread. What runs is the chain's flat program (`lipcert.program`): a residual block ends with one addition,
 of the activations remembered and the branch's.
 
 Shape letters: B batch, C channels, H height, W width, F features, K classes, L layers.
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lipcert.kernels import product
 from lipcert.layers import MinMax, Shift
 from lipcert.program import Fork, Instruction, Join, instructions
 from lipcert.threads import one_thread_each
@@ -231,11 +232,18 @@ def _norm(x: Tensor) -> Tensor:
 
 def affine(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The layer's geometry with these weights: one conventional matrix product, then the bias."""
+    native = product.fits(x, weight)
     if isinstance(layer, nn.Linear):
+        if native:
+            out = product.matmul(x, weight.T)
+            return out if bias is None else out.add_(bias)
         margin = -weight.shape[1] % _ALIGNED
         out = _filled(x, 0, margin) @ _filled(weight, 0, margin).T
         return out if bias is None else out + bias
     x, (high, wide) = _padded(layer, x)
+    if native:
+        out = product.conv2d(x, weight, layer.stride, layer.dilation, layer.groups)
+        return out if bias is None else out.add_(bias[:, None, None])
     groups, outs = layer.groups, len(weight) // layer.groups
     matrix_GOI = weight.reshape(groups, outs, -1)
     matrix_GOI = _filled(matrix_GOI, 0, -matrix_GOI.shape[-1] % _ALIGNED)
@@ -245,8 +253,8 @@ def affine(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
     for images in x.split(2 ** max(0, (_COLUMN_ENTRIES // entries).bit_length() - 1)):
         columns = _columns(layer, images, high, wide).reshape(len(images), groups, -1, high * wide)
         below, right = matrix_GOI.shape[-1] - columns.shape[2], -columns.shape[3] % _ALIGNED
-        product = matrix_GOI @ _filled(columns, 0, right, 0, below)
-        parts.append(product[..., : high * wide].reshape(len(images), groups * outs, high, wide))
+        wide_product = matrix_GOI @ _filled(columns, 0, right, 0, below)
+        parts.append(wide_product[..., : high * wide].reshape(len(images), groups * outs, high, wide))
     out = torch.cat(parts) if len(parts) > 1 else parts[0]
     return out if bias is None else out.add_(bias[:, None, None])
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lipcert import kernels
-from lipcert.kernels import native
+from lipcert.kernels import native, product
 
 needs_compiler = pytest.mark.skipif(kernels.problem() is not None, reason=str(kernels.problem()))
 SIZES = [  # batch, inputs, outputs, height, width; tiles are 4 x 4, blocks of them 32, vectors at most 16 channels
@@ -157,6 +157,62 @@ def test_minmax_of_what_is_not_dense_and_of_nan():
     assert y.isnan().all()
     (slope,) = torch.autograd.grad(y, bad, torch.arange(8.0).view(2, 4))
     assert torch.equal(slope, torch.arange(8.0).view(2, 4))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(1, 1, 1), (7, 33, 65), (97, 1030, 130), (8, 16, 128), (200, 5, 300)], ids=str)
+def test_products_of_whole_numbers_are_exact(size, dtype):
+    rows, columns, depth = size
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randint(-99, 100, (rows, depth), generator=generator)
+    b = torch.randint(-99, 100, (depth, columns), generator=generator)
+    true = (a @ b).to(dtype)  # below 2^24: nothing is rounded in any order
+    for left, right in itertools.product((a, a.T.contiguous().T), (b, b.T.contiguous().T)):
+        assert torch.equal(product.matmul(left.to(dtype), right.to(dtype)), true)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("stride", "dilation", "groups", "kernel"),
+    [
+        ((1, 1), (1, 1), 1, (3, 3)),
+        ((2, 1), (1, 2), 1, (3, 2)),
+        ((3, 4), (1, 1), 2, (5, 1)),
+        ((4, 4), (1, 1), 4, (4, 4)),
+    ],
+)
+def test_convolutions_of_whole_numbers_are_exact(stride, dilation, groups, kernel, dtype):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(-9, 10, (3, 8, 17, 20), generator=generator).double()
+    w = torch.randint(-9, 10, (12, 8 // groups, *kernel), generator=generator).double()
+    true = F.conv2d(x, w, None, stride, 0, dilation, groups)
+    for images in (x, x.to(memory_format=torch.channels_last)):
+        assert torch.equal(product.conv2d(images.to(dtype), w.to(dtype), stride, dilation, groups), true.to(dtype))
+
+
+@needs_compiler
+def test_products_do_not_depend_on_batch_place_or_threads():
+    torch.manual_seed(2)
+    x, w = torch.randn(9, 16, 10, 10, dtype=torch.float64), torch.randn(24, 16, 3, 3, dtype=torch.float64)
+    whole, before = product.conv2d(x, w, (1, 1), (1, 1), 1), torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            parts = [product.conv2d(part, w, (1, 1), (1, 1), 1) for part in (x[:1], x[1:6], x[6:])]
+            assert torch.equal(torch.cat(parts), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_compiler
+def test_products_keep_what_is_no_number():
+    a = torch.ones(3, 4, dtype=torch.float64)
+    b = torch.ones(4, 5, dtype=torch.float64)
+    b[2, 1], b[0, 3] = torch.nan, torch.inf
+    c = product.matmul(a, b)
+    assert c[:, 1].isnan().all() and c[:, 3].isinf().all() and (c[:, [0, 2, 4]] == 4).all()
 
 
 def test_without_a_compiler_everything_runs(monkeypatch, tmp_path):
