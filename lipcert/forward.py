@@ -1,10 +1,10 @@
 """The forward pass that certificates are computed from: conventional inner products only, in a named arithmetic.
 
 The error bounds of `lipcert.deviation` hold for sums in any order, not for Winograd, FFT or reduced-precision products,
-which `F.conv2d` may choose on its own. So a convolution here is data movement and one matrix product, by a kernel of our own
-on a CPU with a C compiler, by BLAS elsewhere, and the caller's settings (TF32, autocast, number of threads, batch size)
-do not reach it: images run in micro-batches of a fixed size, each on one thread. What runs is the chain's flat program (`lipcert.program`): a residual block ends with one addition,
-of the activations remembered and the branch's.
+which `F.conv2d` may choose on its own. So a convolution here is data movement and one matrix product, by a kernel of
+our own on a CPU with a C compiler, by BLAS elsewhere. The caller's settings (TF32, autocast, number of threads, batch
+size) do not reach it: images run in micro-batches of a fixed size, each on one thread. What runs is the chain's flat
+program (`lipcert.program`): a residual block ends with one addition, of the activations remembered and the branch's.
 
 Shape letters: B batch, C channels, H height, W width, F features, K classes, L layers.
 """
