@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PAGE := _build/html/index.html
 
-.PHONY: study test quick book book-check install format clean help
+.PHONY: study test quick bench book book-check install format clean help
 
 study: $(STAMP)  ## train a small network on the embedded digits, certify it, build the book
 	mkdir -p results/local/notebooks
@@ -29,6 +29,11 @@ test: $(STAMP)  ## all tests: unit, data, notebooks through nbval, the book from
 
 quick: $(STAMP)  ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests
+
+bench: $(STAMP)  ## quick benchmarks of this machine, no data needed; about 6 minutes on two cores, records in results/local/checks
+	$(BIN)/python -m benchmarks.training_step --quick
+	$(BIN)/python -m benchmarks.certification --quick
+	$(BIN)/python -m benchmarks.peers --rounds 5
 
 book-check: $(STAMP)
 	$(BIN)/jupyter-book clean -a . >/dev/null

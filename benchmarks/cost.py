@@ -6,22 +6,11 @@ Random images of CIFAR's size stand in for a data set; no accuracy is measured. 
 """
 
 import argparse
-import json
 import os
-import re
-import resource
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from benchmarks.train_step import random_data
+from benchmarks.harness import Action, grown_bytes, in_own_process, medians, plain_step, random_data
 from lipcert.config import ModelConfig, TrainConfig
 from lipcert.models import build_model
 from lipcert.report.checks import measuring
@@ -46,11 +35,11 @@ _LOSSES = {
 }
 
 
-def stepper(name: str, classes: int = 10) -> Callable[[], None]:
+def stepper(name: str, classes: int = 10) -> Action:
     """A function that makes one training step of the named combination, 'family, loss' or the plain network."""
     data = random_data(2 * _BATCH, classes)
     if name == _PLAIN:
-        return plain_step(data)
+        return plain_step(data, _SHAPE["depth"], _SHAPE["width"], _SHAPE["neck_width"], _BATCH)
     family, _, loss = name.rpartition("; ")
     config = TrainConfig(dataset="cifar10", batch=_BATCH, steps=10**6, device="cpu", loss=loss, **_FAMILIES[family])
     return Run(config, data).train_step
@@ -63,76 +52,13 @@ def parameters(family: str) -> int:
         return build_model(shape).parameter_count()
 
 
-def plain_step(data) -> Callable[[], None]:
-    """The yardstick: the ConvNet's shape in ordinary layers, an ordinary loss, the same optimiser."""
-    torch.manual_seed(0)
-    width, features = _SHAPE["width"], _SHAPE["neck_width"]
-    blocks = [part for _ in range(_SHAPE["depth"]) for part in (nn.Conv2d(width, width, 3, padding=1), nn.ReLU())]
-    network = nn.Sequential(
-        nn.Conv2d(3, width, 5, 2, 2), nn.ReLU(), *blocks, nn.Conv2d(width, width, 4, 4), nn.Flatten(),
-        nn.Linear(16 * width, features), nn.ReLU(), nn.Linear(features, data.classes),
-    )  # fmt: skip
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
-    images_BCHW = (data.train.images_NCHW[:_BATCH] / 255).to(memory_format=torch.channels_last)
-    labels_B = data.train.labels_N[:_BATCH]
-
-    def step() -> None:
-        F.cross_entropy(network(images_BCHW), labels_B).backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 3.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def medians(steppers: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of a step, in rounds that take every combination in turn, after two steps of warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in steppers}
-    for step in steppers.values():
-        step(), step()
-    for _ in range(rounds):
-        for name, step in steppers.items():
-            start = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
-
-
-def peak_bytes(name: str) -> int:
-    """Memory that three training steps add to a fresh process, in bytes (network, optimiser and data included)."""
-    command = [sys.executable, "-m", "benchmarks.cost", "--memory", name]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return json.loads(out.splitlines()[-1])
-
-
-def _print_memory(name: str) -> None:
-    torch.set_num_threads(1)
-    # What libraries allocate once, whatever the network.
-    small = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 10))
-    F.cross_entropy(small(torch.rand(2, 3, 4, 4)), torch.zeros(2, dtype=torch.int64)).backward()
-    torch.optim.AdamW(small.parameters(), fused=True).step()
-    before = _peak()
-    step = stepper(name)
-    for _ in range(3):
-        step()
-    print(json.dumps(_peak() - before))
-
-
-def _peak() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux hands the peak of the parent on in `ru_maxrss`
-        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
-        _print_memory(options.memory)
+        print(grown_bytes(lambda: stepper(options.memory)))
         return
     torch.set_num_threads(1)
     os.environ["LIPCERT_COMMAND"] = "python -m benchmarks.cost"
@@ -146,7 +72,7 @@ def measure(rounds: int) -> dict[str, object]:
     """The record's contents."""
     names = [f"{family}; {loss}" for family in _FAMILIES for loss in _LOSSES]
     seconds = medians({name: stepper(name) for name in (_PLAIN, *names)}, rounds)
-    memory = {name: peak_bytes(name) for name in (_PLAIN, *names)}
+    memory = {name: in_own_process("benchmarks.cost", "--memory", name) for name in (_PLAIN, *names)}
     rows = [("network", "loss", "step, ms", "time", "memory, MB", "memory, ratio")]
     numbers: dict[str, float] = {f"{family}, parameters": parameters(family) for family in _FAMILIES}
     for name in (_PLAIN, *names):

@@ -18,8 +18,6 @@ import json
 import math
 import re
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.harness import in_own_process, take_turns
 from lipcert.linf.kernels import native, reference
 from lipcert.report.checks import measuring
 
@@ -119,12 +118,7 @@ def layer_times(p: float, data: tuple[Tensor, ...], near: tuple[Tensor, ...]) ->
         "cdist at inf": (part, lambda: torch.cdist(few_BI, w_OI, p=math.inf)),
         **{kind: (counted, functools.partial(native.arithmetic, kind, STEPS)) for kind in native.ARITHMETIC},
     }
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for k in range(ROUNDS + 1):  # the first round warms up
-        for name, (_, run) in methods.items():
-            took = clock(run)
-            if k:
-                seconds[name].append(took)
+    seconds = take_turns({name: run for name, (_, run) in methods.items()}, ROUNDS, 1, time.process_time)
     return {name: methods[name][0] / statistics.median(s) for name, s in seconds.items()}
 
 
@@ -161,8 +155,7 @@ def limit_of(p: float, found: dict[str, float]) -> float:
 
 def memory_of(p: float, layer: tuple[int, int, int]) -> float | None:
     """MiB by which a forward and backward pass, gradients included, raises the peak of a new process."""
-    command = [sys.executable, "-m", "benchmarks.linf_kernels", "--memory", str(p), *map(str, layer)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return in_own_process("benchmarks.linf_kernels", "--memory", str(p), *map(str, layer))
 
 
 def grown(p: float, layer: tuple[int, int, int]) -> None:
