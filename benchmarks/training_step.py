@@ -54,7 +54,9 @@ ROWS: dict[str, dict] = {
     **{f"same; {name}": {**_SAME, **how} for name, how in _ARITHMETIC.items()},
     **{f"changed; {name}": how for name, how in _ARITHMETIC.items()},
     "same, neck 256; float32, eager": {**_SAME, "neck_width": SMALL_NECK},
+    "same, neck 256; float32, native": {**_SAME, "neck_width": SMALL_NECK, "kernels": "native"},
     "changed, neck 256; float32, eager": {"neck_width": SMALL_NECK},
+    "changed, neck 256; float32, native": {"neck_width": SMALL_NECK, "kernels": "native"},
     "changed, neck 256; bfloat16, compiled": {"neck_width": SMALL_NECK, **_ARITHMETIC["bfloat16, compiled"]},
 }
 QUICK = ("changed; bfloat16, compiled",)  # of the rows that compile

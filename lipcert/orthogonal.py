@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lipcert.arithmetic import tensor_float
+from lipcert.kernels import fast, is_fast, matmul
 from lipcert.layers import Map, MinMax, plain_conv, plain_linear
 
 _RIDGE = 1e-3  # of the mean squared row length, as in the reference; keeps the factorisation well conditioned
@@ -75,12 +76,12 @@ class _CholeskyOrthogonalise(torch.autograd.Function):
             ridge = _RIDGE * matrix_RC.square().sum(dim=(-2, -1)) / rows
             for start, stop in _blocks(rows):
                 block_NC, done_PC = matrix_RC[..., start:stop, :], weight_RC[..., :start, :]
-                gram_NN = block_NC @ block_NC.mT
+                gram_NN = matmul(block_NC, block_NC.mT)
                 gram_NN.diagonal(dim1=-2, dim2=-1).add_(ridge[..., None])
                 if start:
-                    left_NP = block_NC @ done_PC.mT
-                    gram_NN -= left_NP @ left_NP.mT
-                    block_NC = block_NC - left_NP @ done_PC
+                    left_NP = matmul(block_NC, done_PC.mT)
+                    gram_NN -= matmul(left_NP, left_NP.mT)
+                    block_NC = block_NC - matmul(left_NP, done_PC)
                     factor_RR[..., start:stop, :start] = left_NP
                 corner_NN = _cholesky(gram_NN)
                 factor_RR[..., start:stop, start:stop] = corner_NN
@@ -90,6 +91,7 @@ class _CholeskyOrthogonalise(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         ctx.save_for_backward(*output)
+        ctx.fast = is_fast()
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
@@ -97,12 +99,12 @@ class _CholeskyOrthogonalise(torch.autograd.Function):
     def backward(ctx, grad_RC: Tensor, _: Tensor) -> Tensor:
         weight_RC, factor_RR = ctx.saved_tensors
         grad_RC, rows = grad_RC.contiguous(), weight_RC.shape[-2]
-        with _full_precision(weight_RC):
-            slope_RC = grad_RC - _mirrored_product(grad_RC, weight_RC) @ weight_RC
+        with _full_precision(weight_RC), fast(ctx.fast):
+            slope_RC = grad_RC - matmul(_mirrored_product(grad_RC, weight_RC), weight_RC)
             for start, stop in reversed(_blocks(rows)):
                 block_NC = slope_RC[..., start:stop, :]
                 if stop < rows:
-                    block_NC = block_NC - factor_RR[..., stop:, start:stop].mT @ slope_RC[..., stop:, :]
+                    block_NC = block_NC - matmul(factor_RR[..., stop:, start:stop].mT, slope_RC[..., stop:, :])
                 corner_NN = factor_RR[..., start:stop, start:stop].mT
                 slope_RC[..., start:stop, :] = _solve(corner_NN, block_NC, upper=True)
         return slope_RC
@@ -113,7 +115,7 @@ def _mirrored_product(grad_RC: Tensor, weight_RC: Tensor) -> Tensor:
     rows = weight_RC.shape[-2]
     product_RR = weight_RC.new_empty(*weight_RC.shape[:-1], rows)
     for start, stop in _blocks(rows):
-        row_NP = grad_RC[..., start:stop, :] @ weight_RC[..., :stop, :].mT
+        row_NP = matmul(grad_RC[..., start:stop, :], weight_RC[..., :stop, :].mT)
         corner_NN = row_NP[..., start:]
         corner_NN.copy_(corner_NN.tril() + corner_NN.tril(-1).mT)  # the two halves of the diagonal add up
         product_RR[..., start:stop, :stop] = row_NP

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from lipcert import kernels
 from lipcert.kernels import native, product
+from lipcert.orthogonal import cholesky_orthogonalise
 
 needs_compiler = pytest.mark.skipif(kernels.problem() is not None, reason=str(kernels.problem()))
 SIZES = [  # batch, inputs, outputs, height, width; tiles are 4 x 4, blocks of them 32, vectors at most 16 channels
@@ -213,6 +214,24 @@ def test_products_keep_what_is_no_number():
     b[2, 1], b[0, 3] = torch.nan, torch.inf
     c = product.matmul(a, b)
     assert c[:, 1].isnan().all() and c[:, 3].isinf().all() and (c[:, [0, 2, 4]] == 4).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(70, 40), (40, 700), (3, 20, 30)], ids=str)
+def test_orthogonal_weights_and_their_gradient(shape):
+    torch.manual_seed(3)
+    raw, slope = torch.randn(shape).requires_grad_(), torch.randn(shape)
+    found = []
+    for on in (False, True):
+        with kernels.fast(on):
+            weight = cholesky_orthogonalise(raw)
+        found.append((weight, *torch.autograd.grad(weight, raw, slope)))  # the context is over by then
+    exact = raw.detach().double().requires_grad_()
+    true = cholesky_orthogonalise(exact)
+    (gradient,) = torch.autograd.grad(true, exact, slope.double())
+    for weight, got in found:
+        assert relative(weight, true) < 1e-5 and relative(got, gradient) < 1e-5
+    assert not torch.equal(found[0][1], found[1][1])  # products of the backward pass, too, took the other way
 
 
 def test_without_a_compiler_everything_runs(monkeypatch, tmp_path):

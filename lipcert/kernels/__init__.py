@@ -1,10 +1,11 @@
 """Fast ways to compute what layers compute while they train; the values are torch's, up to rounding where stated.
 
     conv3x3(x, weight, bias)      zero-padded convolution, stride 1, and MinMax after it if wanted
+    matmul(a, b)                  matrix product, outside of autograd
     minmax(x)                     halves of the channels, larger and smaller
-    fast(on)                      a context in which convolutions may take ways that round differently
+    fast(on)                      a context in which the first two may take ways that round differently
 
-`minmax` moves numbers, so its fast way is always taken where there is one. Convolutions compute as torch does unless a
+`minmax` moves numbers, so its fast way is always taken where there is one. The others compute as torch does unless a
 run asks for more (`TrainConfig.kernels`), so that runs can be repeated bit for bit. Certification never comes here with
 `fast` on: what is proven is proven of torch's own operations.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lipcert.kernels import minmax as minmax_native
-from lipcert.kernels import winograd
+from lipcert.kernels import product, winograd
 from lipcert.kernels.native import build
 
 _fast = False
@@ -26,7 +27,7 @@ _fast = False
 
 @contextlib.contextmanager
 def fast(on: bool) -> Iterator[None]:
-    """Inside of it `conv3x3` may round differently from torch."""
+    """Inside of it `conv3x3` and `matmul` may round differently from torch."""
     global _fast
     before, _fast = _fast, on
     try:
@@ -50,6 +51,21 @@ def conv3x3(x_BCHW: Tensor, weight_OIhw: Tensor, bias_O: Tensor, then_minmax: bo
             return minmax(y_BOHW) if then_minmax and not fused else y_BOHW
     y_BOHW = F.conv2d(x_BCHW, weight_OIhw, bias_O, padding=1)
     return minmax(y_BOHW) if then_minmax else y_BOHW
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` for (..., M, K) and (..., K, N), not differentiated; under `fast` by `product.c` where it applies."""
+    if not (_fast and a.ndim == b.ndim and a.shape[:-2] == b.shape[:-2] and product.fits(a, b)):
+        return a @ b
+    if a.ndim == 2:
+        return product.matmul(a, b)
+    flat = zip(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), strict=True)
+    return torch.stack([product.matmul(*pair) for pair in flat]).view(*a.shape[:-1], b.shape[-1])
+
+
+def is_fast() -> bool:
+    """Whether `fast` is on: backward passes run after its context, and may want to go on as the forward pass went."""
+    return _fast
 
 
 def minmax(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ enum { BYTES = 64, ROWS = 8 };
 #else
 enum { BYTES = 32, ROWS = 4 };
 #endif
-enum { VECS = 2, LANES = BYTES / sizeof(real), WIDE = VECS * LANES, HIGH = 96, ACROSS = 16 * WIDE, DEEP = 128 };
+enum { VECS = 2, LANES = BYTES / sizeof(real), WIDE = VECS * LANES, HIGH = 256, ACROSS = 16 * WIDE, DEEP = 128 };
 #define INLINE static inline __attribute__((always_inline))
 typedef real vec __attribute__((vector_size(BYTES)));
 INLINE vec load(const real *from) { vec a; memcpy(&a, from, BYTES); return a; }
