@@ -59,32 +59,31 @@ INLINE void unpair(const word *high, long half, const int8_t *swapped, word *a, 
 
 typedef struct { const word *x; word *y; int8_t *swapped; long rows, half, step; } job;
 
-static void forward_task(const void *argument, long index, void *scratch) {
-  const job *j = argument;
+INLINE void one_vector(int back, const word *x, long half, word *y, int8_t *swapped, long n) {
+  if (back) unpair(x, half, swapped, y, n);
+  else pair(x, half, y, swapped, n);
+}
+
+INLINE void some_rows(const job *j, long index, int back) {
   long end = (index + 1) * j->step < j->rows ? (index + 1) * j->step : j->rows;
-  (void)scratch;
   for (long r = index * j->step; r < end; r++) {
     const word *x = j->x + 2 * j->half * r;
     word *y = j->y + 2 * j->half * r;
     int8_t *swapped = j->swapped + j->half * r;
-    long i = 0;
-    for (; i + LANES <= j->half; i += LANES) pair(x + i, j->half, y + i, swapped + i, LANES);
-    if (i < j->half) pair(x + i, j->half, y + i, swapped + i, j->half - i);
+    long i = 0, rest = j->half % LANES;
+    for (; i < j->half - rest; i += LANES) one_vector(back, x + i, j->half, y + i, swapped + i, LANES);
+    if (rest) one_vector(back, x + i, j->half, y + i, swapped + i, rest);
   }
 }
 
-static void backward_task(const void *argument, long index, void *scratch) {
-  const job *j = argument;
-  long end = (index + 1) * j->step < j->rows ? (index + 1) * j->step : j->rows;
+static void forward_task(const void *argument, long index, void *scratch) {
   (void)scratch;
-  for (long r = index * j->step; r < end; r++) {
-    const word *x = j->x + 2 * j->half * r;
-    word *y = j->y + 2 * j->half * r;
-    const int8_t *swapped = j->swapped + j->half * r;
-    long i = 0;
-    for (; i + LANES <= j->half; i += LANES) unpair(x + i, j->half, swapped + i, y + i, LANES);
-    if (i < j->half) unpair(x + i, j->half, swapped + i, y + i, j->half - i);
-  }
+  some_rows(argument, index, 0);
+}
+
+static void backward_task(const void *argument, long index, void *scratch) {
+  (void)scratch;
+  some_rows(argument, index, 1);
 }
 
 static int run(task *what, const word *x, word *y, int8_t *swapped, long rows, long half, int threads) {
