@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lipcert.kernels import minmax as minmax_native
-from lipcert.kernels import product, winograd
+from lipcert.kernels import pairs, product, winograd
 from lipcert.kernels.native import build
 
 _fast = False
@@ -70,7 +69,7 @@ def is_fast() -> bool:
 
 def minmax(x: Tensor) -> Tensor:
     """(max, min) of channel c and channel c + C/2; (B, C, ...), C even. Equal numbers stay where they are."""
-    native = x.requires_grad and not torch.compiler.is_compiling() and minmax_native.fits(x)
+    native = x.requires_grad and not torch.compiler.is_compiling() and pairs.fits(x)
     return (_NativeMinMax if native else _MinMax).apply(x)[0]
 
 
@@ -98,7 +97,7 @@ class _MinMax(torch.autograd.Function):
 class _NativeMinMax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
-        y, swapped = minmax_native.forward(x)
+        y, swapped = pairs.forward(x)
         ctx.save_for_backward(swapped)
         ctx.shape, ctx.stride = x.shape, x.stride()
         ctx.mark_non_differentiable(swapped)
@@ -108,4 +107,4 @@ class _NativeMinMax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor, _: Tensor) -> Tensor:
         (swapped,) = ctx.saved_tensors
-        return minmax_native.backward(grad, swapped, ctx.shape, ctx.stride)
+        return pairs.backward(grad, swapped, ctx.shape, ctx.stride)

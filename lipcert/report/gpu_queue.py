@@ -8,7 +8,7 @@ Shape letters: R rows, C columns of a matrix, R <= C.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def entries() -> list[Entry]:
     """
     found = [Entry(1, "Speed of the training step", "python -m benchmarks.gpu_step")]
     for path in sorted(FOLDER.glob("*.yaml")):
-        head = re.match(r"# GPU queue, entry (\d+): (.+?)(?:\. |,|\n)", path.read_text())
+        head = re.match(r"# GPU queue, entry (\d+): (.+?)(?:\. |, by|\n)", path.read_text())
         if not head or not path.name.startswith(f"{head[1]}-"):
             raise ValueError(f"{path}: must begin with '# GPU queue, entry N: ', N as in its name")
         command = f"lipcert train {path.relative_to(ROOT).as_posix()}"
@@ -137,6 +137,13 @@ def _polar(shape: tuple[int, int]) -> float:
     return 4 * r**2 * c + 38 * r**3
 
 
+def parameters(config: TrainConfig) -> int:
+    """Of a LiResNet with orthogonal neck on images of 32 pixels, without a tail."""
+    width, features, classes = config.width, config.neck_width, config.classes or DATASETS[config.dataset].classes
+    trunk = width * (25 * DATASETS[config.dataset].shape[0] + 1) + config.depth * width * (9 * width + 2)
+    return trunk + 16 * width**2 + features * (16 * width + 1) + classes * (features + 1)
+
+
 # ---------------------------------------------------------------------------------------------------------- predictions
 def step_seconds(config: TrainConfig, utilisation: float, rates: Mapping[str, float] = RATES) -> float:
     """Seconds of a step: parts one after the other, or launching them, if that takes longer."""
@@ -189,10 +196,10 @@ def queue_table() -> Markdown:
 
 
 def counts_table() -> Markdown:
-    """Entries 2 to 4 in numbers: parameters of time, counted before anything ran."""
-    head = ("entry", "network", "batch", "GFLOP an image", "of the step", "images/s", "epochs", "steps")
+    """Entries 2 to 4 in numbers, all of them counted before anything ran."""
+    head = ("entry", "network", "weights, MB", "batch", "GFLOP an image", "of the step", "images/s", "epochs", "steps")
     rows = [_counted(entry) for entry in entries() if _is_liresnet(entry)]
-    return table(head, rows, right=(0, 2, 3, 5, 6, 7))
+    return table(head, rows, right=(0, 2, 3, 4, 6, 7, 8))
 
 
 def status(entry: Entry, records: list[Record]) -> str:
@@ -235,7 +242,7 @@ def _is_liresnet(entry: Entry) -> bool:
     return config is not None and config.minutes is not None and FAMILIES[config.family].norm == "l2"
 
 
-def _counted(entry: Entry) -> Iterator[str] | tuple[object, ...]:
+def _counted(entry: Entry) -> tuple[object, ...]:
     config, step = entry.config, counts(entry.config)
     found, seconds = predicted(config), step_seconds(config, UTILISATION[1])
     shares = {
@@ -247,7 +254,7 @@ def _counted(entry: Entry) -> Iterator[str] | tuple[object, ...]:
     }
     steps = [60 * config.minutes * rate / config.batch for rate in found.rate]
     return (
-        entry.order, f"L{config.depth} W{config.width}, neck {config.neck_width}", config.batch,
+        entry.order, f"L{config.depth} W{config.width}, neck {config.neck_width}", f"{4e-6 * parameters(config):.0f}", config.batch,
         f"{step.convolutions / config.batch / 1e9:.1f}",
         ", ".join(f"{name} {part / seconds:.0%}" for name, part in shares.items()),
         _range(found.rate), _range(found.epochs), _range(steps),

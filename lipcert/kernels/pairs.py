@@ -1,4 +1,4 @@
-"""MinMax on the CPU in one pass over memory, forward and backward, by `minmax.c`; the same bits as torch's operations.
+"""MinMax on the CPU in one pass over memory, forward and backward, by `pairs.c`; the same bits as torch's operations.
 
 Written in torch, forward and backward read and write the images some twelve times, which took a third of a step.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipcert.kernels.native import build
 
-SOURCE = Path(__file__).with_name("minmax.c")
+SOURCE = Path(__file__).with_name("pairs.c")
 BITS = {torch.bfloat16: 16, torch.float32: 32, torch.float64: 64}
 _SMALL = 1 << 18  # below so many pairs, one thread
 

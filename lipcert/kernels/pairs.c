@@ -1,4 +1,4 @@
-/* MinMax and its gradient: halves of a row compared entry by entry. Called from minmax.py through ctypes.
+/* MinMax and its gradient: halves of a row compared entry by entry. Called from pairs.py through ctypes.
  *
  * x is (rows, 2, half), contiguous: the larger of x[0][i], x[1][i] goes to y[0][i], the other to y[1][i], and swapped
  * says whether the second was the larger. Numbers are moved as whole words, so nothing is rounded. */
