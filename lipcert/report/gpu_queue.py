@@ -254,7 +254,8 @@ def _counted(entry: Entry) -> tuple[object, ...]:
     }
     steps = [60 * config.minutes * rate / config.batch for rate in found.rate]
     return (
-        entry.order, f"L{config.depth} W{config.width}, neck {config.neck_width}", f"{4e-6 * parameters(config):.0f}", config.batch,
+        entry.order, f"L{config.depth} W{config.width}, neck {config.neck_width}",
+        f"{4e-6 * parameters(config):.0f}", config.batch,
         f"{step.convolutions / config.batch / 1e9:.1f}",
         ", ".join(f"{name} {part / seconds:.0%}" for name, part in shares.items()),
         _range(found.rate), _range(found.epochs), _range(steps),

@@ -9,14 +9,15 @@ from pathlib import Path
 from lipcert.paths import ROOT, results_dir
 from lipcert.report import schema
 from lipcert.report.figures import vra_figure, vra_legend
+from lipcert.report.speed import readme_line
 from lipcert.report.tables import study_table, study_words
 
 _BEGIN, _END = "<!-- computed: begin -->", "<!-- computed: end -->"
 
 
 def block() -> str:
-    """The study's table and what it says, Markdown."""
-    return f"{_BEGIN}\n{vra_legend()}\n\n{study_table()}\n{study_words()}\n{_END}"
+    """The study's table, what it says, and the speed run, Markdown."""
+    return f"{_BEGIN}\n{vra_legend()}\n\n{study_table()}\n{study_words()}\n\n{readme_line()}\n{_END}"
 
 
 def current(path: Path = ROOT / "README.md") -> str:
