@@ -9,6 +9,7 @@ Shape letters: B batch, C H W image, F features, K classes.
 import contextlib
 import copy
 import csv
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ from lipcert.stream import LAYERS, Stream, step_images, stream_seed
 
 _SHARED_FLOPS = 5e9  # a step below this stays on one thread
 _CALIBRATION = 50  # batches
+_PINNING_SECONDS = 8.0  # of timing, at most, to turn minutes into steps
 _WARM_START_STEPS = 100  # power-method rounds before the first step, so that training starts from converged norms
 CURVE_FIELDS = (
     "step", "images", "seconds", "learning_rate", "radius_train", "loss", "train_accuracy", "train_vra_estimated",
@@ -58,6 +60,8 @@ class Run:
             raise TrainingError(f"{left_open[0]}='auto': measure first; lipcert.train.fit does")
         if self.device.type == "cpu":
             keep_freed_memory()
+        elif self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # shapes do not change: let it look for the fastest convolution
         self.stream = Stream(config, data, self.device)
         self.batch = self.stream.size
         self.model_config = config.model(*data.shape[:2], data.classes)
@@ -181,9 +185,13 @@ class Run:
 
     def pin_minutes(self) -> None:
         """Turn `minutes` into steps by timing a throw-away copy of the run."""
-        trial = self.trial()
+        trial, seconds = self.trial(), 60 * self.config.minutes
         trial.time_steps(3)
-        self.steps = max(1, int(self.config.minutes * 60 / trial.time_steps(10)))
+        turns, begin = [trial.time_steps(5), trial.time_steps(5)], time.perf_counter()
+        # A GPU begins fast and slows down as it warms up; a busy machine does so now and then.
+        while time.perf_counter() - begin < min(_PINNING_SECONDS, seconds / 20):
+            turns.append(trial.time_steps(5))
+        self.steps = max(1, int(seconds / statistics.median(turns)))
         self.config = self.config.with_steps(self.steps)
 
     def trial(self, **changes: Any) -> "Run":
