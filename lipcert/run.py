@@ -187,9 +187,9 @@ class Run:
         """Turn `minutes` into steps by timing a throw-away copy of the run."""
         trial, seconds = self.trial(), 60 * self.config.minutes
         trial.time_steps(3)
-        turns, begin = [trial.time_steps(5), trial.time_steps(5)], time.perf_counter()
+        turns = [trial.time_steps(5), trial.time_steps(5)]
         # A GPU begins fast and slows down as it warms up; a busy machine does so now and then.
-        while time.perf_counter() - begin < min(_PINNING_SECONDS, seconds / 20):
+        while 5 * sum(turns) < min(_PINNING_SECONDS, seconds / 20):
             turns.append(trial.time_steps(5))
         self.steps = max(1, int(seconds / statistics.median(turns)))
         self.config = self.config.with_steps(self.steps)

