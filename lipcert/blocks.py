@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lipcert.kernels import conv3x3
+from lipcert.kernels import conv3x3, is_fast
 from lipcert.layers import ACTIVATIONS, Map, MinMax, Residual, conv_estimate, plain_conv
 from lipcert.power import start_vector
 
@@ -160,8 +160,8 @@ class ResidualStack(Map):
 
 
 def _conv_activation(x_BCHW: Tensor, kernel_OIhw: Tensor, bias_O: Tensor, activation: Map) -> Tensor:
-    """activation(kernel * x + bias); MinMax can be done while the convolution's output is at hand."""
-    if isinstance(activation, MinMax):
+    """activation(kernel * x + bias); a fast kernel does MinMax while the convolution's output is at hand."""
+    if is_fast() and isinstance(activation, MinMax):
         return conv3x3(x_BCHW, kernel_OIhw, bias_O, then_minmax=True)
     return activation(conv3x3(x_BCHW, kernel_OIhw, bias_O))
 

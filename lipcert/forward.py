@@ -235,7 +235,7 @@ def affine(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
     native = product.fits(x, weight)
     if isinstance(layer, nn.Linear):
         if native:
-            out = product.matmul(x, weight.T)
+            out = product.matmul(x.reshape(-1, x.shape[-1]), weight.T).view(*x.shape[:-1], -1)
             return out if bias is None else out.add_(bias)
         margin = -weight.shape[1] % _ALIGNED
         out = _filled(x, 0, margin) @ _filled(weight, 0, margin).T

@@ -208,6 +208,17 @@ def test_products_do_not_depend_on_batch_place_or_threads():
 
 
 @needs_compiler
+def test_what_does_not_fit_together_is_refused():
+    for a, b in [((3, 4), (5, 6)), ((2, 3, 4), (4, 5)), ((3, 4), (4,)), ((4,), (4, 5))]:
+        with pytest.raises(ValueError, match=r"must be \(M, K\) and \(K, N\)"):
+            product.matmul(torch.ones(a), torch.ones(b))
+    shapes = [((2, 4, 6, 6), (3, 5, 3, 3), 1), ((2, 4, 6, 6), (3, 2, 3, 3), 2), ((2, 4, 6, 2), (3, 4, 3, 3), 1)]
+    for x, w, groups in shapes:
+        with pytest.raises(ValueError, match="channels must be equal, and the kernel no larger"):
+            product.conv2d(torch.ones(x), torch.ones(w), (1, 1), (1, 1), groups)
+
+
+@needs_compiler
 def test_products_keep_what_is_no_number():
     a = torch.ones(3, 4, dtype=torch.float64)
     b = torch.ones(4, 5, dtype=torch.float64)

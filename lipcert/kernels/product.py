@@ -30,7 +30,13 @@ def fits(*tensors: Tensor) -> bool:
 
 
 def matmul(a_MK: Tensor, b_KN: Tensor) -> Tensor:
-    """a b, (M, N), for matrices of any strides."""
+    """a b, (M, N), for matrices of any strides.
+
+    Raises:
+        ValueError: not two matrices that fit together. C would read past their ends.
+    """
+    if not a_MK.ndim == b_KN.ndim == 2 or a_MK.shape[1] != len(b_KN):
+        raise ValueError(f"product of {tuple(a_MK.shape)} and {tuple(b_KN.shape)}: must be (M, K) and (K, N)")
     depth, columns = b_KN.shape
     along, across = (torch.arange(size) * step for size, step in zip((depth, columns), b_KN.stride(), strict=True))
     c_MN = a_MK.new_empty(len(a_MK), columns)
@@ -41,17 +47,23 @@ def matmul(a_MK: Tensor, b_KN: Tensor) -> Tensor:
 def conv2d(
     padded_BCHW: Tensor, weight_OIhw: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Tensor:
-    """`F.conv2d` of images that are padded already, (B, O, H, W) contiguous."""
+    """`F.conv2d` of images that are padded already, (B, O, H, W) contiguous.
+
+    Raises:
+        ValueError: channels or sizes that do not fit together. C would read past their ends.
+    """
     padded_BCHW = padded_BCHW.contiguous()
     batch, channels, height, width = padded_BCHW.shape
     outputs, inputs, *kernel = weight_OIhw.shape
-    size = [
-        (n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip((height, width), dilation, kernel, stride, strict=True)
-    ]
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    if channels != inputs * groups or outputs % groups or reach[0] > height or reach[1] > width:
+        raise ValueError(
+            f"convolution of {tuple(padded_BCHW.shape)} with {tuple(weight_OIhw.shape)} in {groups} groups, dilation "
+            f"{tuple(dilation)}: channels must be equal, and the kernel no larger than the image"
+        )
+    size = [(n - r) // s + 1 for n, r, s in zip((height, width), reach, stride, strict=True)]
     pixels = torch.arange(height * width).view(height, width)
-    window = pixels[
-        : dilation[0] * (kernel[0] - 1) + 1 : dilation[0], : dilation[1] * (kernel[1] - 1) + 1 : dilation[1]
-    ]
+    window = pixels[: reach[0] : dilation[0], : reach[1] : dilation[1]]
     along = (torch.arange(inputs)[:, None] * height * width + window.reshape(1, -1)).flatten()
     across = pixels[: size[0] * stride[0] : stride[0], : size[1] * stride[1] : stride[1]].flatten()
     parts = []
