@@ -83,11 +83,12 @@ class TrainConfig(Architecture):
     generated_ratio: float = Field(3.0, gt=0, le=100, description="generated images per real one in a step")
 
     loss: Literal[
-        "emma", "emma_fixed", "gloro", "trades_kl", "trades_ce", "cross_entropy", "linf_mixture", "linf_hinge", "ibp"
+        "emma", "emma_fixed", "gloro", "trades_kl", "trades_ce", "cross_entropy", "linf_mixture", "linf_hinge", "ibp",
+        "margin", "focal", "annealing",
     ] = Field("emma", description="training loss")  # fmt: skip
     robust_weight: ScheduleText = Field("1", description="weight of the robust term of TRADES: number or schedule")
     plain_weight: ScheduleText = Field(
-        "0.1", description="weight of cross-entropy in linf_mixture and ibp: number or schedule"
+        "0.1", description="weight of cross-entropy in linf_mixture, margin and ibp: number or schedule"
     )
     exponent: ScheduleText = Field(
         "[8]-exp-[96%:1000]", description="p of a linf_net's layers as a schedule; infinite after its last section"

@@ -14,6 +14,8 @@ from torch import Tensor
 # Floor of EMMA's share: a class that already wins gets almost plain cross-entropy (code of arXiv 2310.02513).
 _EMMA_FLOOR = 0.01
 _TINY = 1e-8
+_FOCUS = 2.0  # of the focal loss, the value that its paper recommends
+_ANNEALING = {"focus": 5.0, "offset": 2.0, "temperature": 0.75}  # arXiv 2505.15174: its code's, on CIFAR-100
 
 
 def emma_loss(
@@ -33,6 +35,13 @@ def emma_loss(
     Returns:
         Scalar mean over the batch.
     """
+    return F.cross_entropy(_pushed(logits_BK, labels_B, margin_lipschitz_KK, radius, dynamic), labels_B)
+
+
+def _pushed(
+    logits_BK: Tensor, labels_B: Tensor, margin_lipschitz_KK: Tensor, radius: float | Tensor, dynamic: bool = True
+) -> Tensor:
+    """What EMMA's cross-entropy sees: gaps to the label's logit, every wrong class pushed up, (B, K)."""
     gap_BK = logits_BK - logits_BK.gather(1, labels_B[:, None])
     push_BK = radius * margin_lipschitz_KK[labels_B]
     if dynamic:
@@ -40,7 +49,43 @@ def emma_loss(
             share_BK = (-gap_BK / push_BK.clamp(min=_TINY)).clamp(_EMMA_FLOOR, 1.0)
         push_BK = share_BK * push_BK
     # The label's own push is K_yy = 0 and its gap 0, so cross-entropy sees it unmoved.
-    return F.cross_entropy(gap_BK + push_BK, labels_B)
+    return gap_BK + push_BK
+
+
+def focal_loss(
+    logits_BK: Tensor,
+    labels_B: Tensor,
+    margin_lipschitz_KK: Tensor,
+    radius: float | Tensor,
+    focus: float = _FOCUS,
+    offset: float = 0.0,
+    temperature: float = 1.0,
+) -> Tensor:
+    """The focal loss on EMMA's logits: images that are safely right count less (arXiv 1708.02002, without its weights
+    of classes).
+
+    Mean of -T (1 - p)^focus log p, with p the label's probability under softmax((z' - offset e_y) / T), z' what EMMA's
+    cross-entropy sees. At focus 0, offset 0 and T = 1 it is EMMA.
+
+    Args:
+        focus: the exponent, 0 or >= 1. offset: taken from the label's logit, >= 0. temperature: T, > 0. The rest as in
+            `emma_loss`.
+    """
+    pushed_BK = _pushed(logits_BK, labels_B, margin_lipschitz_KK, radius)
+    moved_BK = pushed_BK.scatter(1, labels_B[:, None], -offset)  # the label itself stands at 0
+    surprise_B = F.cross_entropy(moved_BK / temperature, labels_B, reduction="none")
+    # 1 - p from its logarithm: near p = 1 the difference itself would be rounding.
+    return (temperature * (-torch.expm1(-surprise_B)) ** focus * surprise_B).mean()
+
+
+def annealing_loss(logits_BK: Tensor, labels_B: Tensor, margin_lipschitz_KK: Tensor, radius: float | Tensor) -> Tensor:
+    """Logit annealing (arXiv 2505.15174) in the form of its code for networks whose constant is learnt: `focal_loss`
+    with exponent 5, the label's logit lowered by 2, temperature 0.75.
+
+    The offset asks for margins beyond the radius, the exponent lets go of the images that have them. Arguments and
+    result as in `emma_loss`.
+    """
+    return focal_loss(logits_BK, labels_B, margin_lipschitz_KK, radius, **_ANNEALING)
 
 
 def bottom_logit(logits_BK: Tensor, margin_lipschitz_KK: Tensor, radius: float | Tensor) -> Tensor:
@@ -101,7 +146,9 @@ def linf_mixture_loss(
 
     The hinge (z_j - z_y + radius K_yj) / (radius K_yj) is clipped to [0, 1], so that it moves only images that are
     classified correctly and not yet certified at `radius`; cross-entropy, with a weight that fades, takes care of the
-    others. For l_inf-distance nets K_yj = 2 and the divisor is the paper's theta.
+    others. For l_inf-distance nets K_yj = 2 and the divisor is the paper's theta. In l2, where settings call it
+    "margin", it is 1 minus the share of the radius that is certified: a reward for certified radius beside
+    cross-entropy, as in arXiv 2108.04062, but only up to the radius asked for.
 
     Args:
         radius: training radius, > 0. weight: of the cross-entropy, >= 0. scale: factor of the logits in it.
@@ -145,6 +192,8 @@ _LOSSES = {
     "trades_ce": functools.partial(trades_loss, divergence="ce"),
     "cross_entropy": lambda logits_BK, labels_B, *_: F.cross_entropy(logits_BK, labels_B),
     "linf_hinge": linf_hinge_loss,
+    "focal": focal_loss,
+    "annealing": annealing_loss,
 }
 
 
@@ -152,10 +201,10 @@ def training_loss(name: str) -> Callable[..., Tensor]:
     """The loss behind a `TrainConfig.loss` name that is a function of margins:
     f(logits, labels, margin Lipschitz matrix, radius, weight=1.0, scale=1.0).
 
-    `weight` matters to TRADES and to the l_inf mixture, `scale` to the latter only; plain cross-entropy ignores matrix
-    and radius too.
+    `weight` matters to TRADES and to the mixture ("linf_mixture", in l2 "margin"), `scale` to the latter only; plain
+    cross-entropy ignores matrix and radius too.
     """
-    if name == "linf_mixture":
+    if name in ("linf_mixture", "margin"):
         return linf_mixture_loss
     loss, weighted = _LOSSES[name], name.startswith("trades")
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from lipcert.config import TrainConfig
-from lipcert.losses import bottom_logit, emma_loss, gloro_loss, trades_loss, training_loss
+from lipcert.losses import bottom_logit, emma_loss, focal_loss, gloro_loss, trades_loss, training_loss
 
 FLOOR = 0.01
+FOCAL = {"focal": (2.0, 0.0, 1.0), "annealing": (5.0, 2.0, 0.75)}  # exponent, offset, temperature
 
 
 def problem(seed: int, classes: int, batch: int = 7):
@@ -45,6 +46,25 @@ def emma_by_hand(z, y, k, radius, shares) -> float:
     for b, label in enumerate(y):
         row = [z[b, j] - z[b, label] + shares[b, j] * radius * k[label, j] for j in range(z.shape[1])]
         total += cross_entropy(row, label)
+    return total / len(y)
+
+
+def focal_by_hand(z, y, k, radius, shares, focus, offset, temperature) -> float:
+    total = 0.0
+    for b, label in enumerate(y):
+        row = [z[b, j] - z[b, label] + shares[b, j] * radius * k[label, j] for j in range(z.shape[1])]
+        row[label] = -offset
+        p = softmax([value / temperature for value in row])[label]
+        total -= temperature * (1 - p) ** focus * math.log(p)
+    return total / len(y)
+
+
+def margin_by_hand(z, y, k, radius, weight) -> float:
+    """What the least certified share of the radius lacks to 1, plus weighted cross-entropy."""
+    total = 0.0
+    for row, label in zip(z, y, strict=True):
+        shares = [(row[label] - row[j]) / (radius * k[label, j]) for j in range(len(row)) if j != label]
+        total += 1 - min(max(min(shares), 0.0), 1.0) + weight * cross_entropy(row, label)
     return total / len(y)
 
 
@@ -92,9 +112,38 @@ def test_losses_equal_the_written_formulas(seed, classes):
         for robust in itertools.product((0.0, 0.5, 20.0), ("kl", "ce")):
             expected = trades_by_hand(z, y, k, radius, *robust)
             assert math.isclose(trades_loss(*given, *robust).item(), expected, rel_tol=1e-11), robust
+        for name, how in FOCAL.items():
+            expected = focal_by_hand(z, y, k, radius, shares, *how)
+            assert math.isclose(training_loss(name)(*given).item(), expected, rel_tol=1e-11), name
+        for weight in (0.0, 0.1, 2.0):
+            expected = margin_by_hand(z, y, k, radius, weight)
+            assert math.isclose(training_loss("margin")(*given, weight).item(), expected, rel_tol=1e-12), weight
 
 
-@pytest.mark.parametrize("name", ["emma", "emma_fixed", "gloro", "trades_kl", "trades_ce"])
+def test_a_focal_loss_without_focus_is_emma():
+    given = (*as_tensors(*problem(4, 6)), 0.3)
+    assert focal_loss(*given, focus=0.0).item() == pytest.approx(emma_loss(*given).item(), rel=1e-14)
+
+
+def test_an_image_certified_beyond_the_radius_counts_less_the_more_a_loss_is_focused():
+    k, shares = torch.ones(3, 3, dtype=torch.float64) - torch.eye(3, dtype=torch.float64), {}
+    for name in ("emma", "focal", "annealing"):
+        z = torch.tensor([[6.0, 0.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64, requires_grad=True)  # safe, wrong
+        training_loss(name)(z, torch.tensor([0, 0]), k, 0.5).backward()
+        safe, wrong = z.grad.norm(dim=1).tolist()
+        shares[name] = safe / wrong
+    assert shares["annealing"] < shares["focal"] / 10 < shares["emma"] / 100 and shares["annealing"] > 0
+
+
+def test_the_margin_loss_moves_only_what_is_right_and_not_yet_certified():
+    k = torch.ones(3, 3, dtype=torch.float64) - torch.eye(3, dtype=torch.float64)
+    z = torch.tensor([[6.0, 0.0, 0.0], [0.2, 0.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    training_loss("margin")(z, torch.tensor([0, 0, 0]), k, 0.5, 0.0).backward()
+    certified, between, wrong = z.grad.norm(dim=1).tolist()
+    assert certified == wrong == 0 and between > 0
+
+
+@pytest.mark.parametrize("name", ["emma", "emma_fixed", "gloro", "trades_kl", "trades_ce", "margin", *FOCAL])
 def test_a_radius_may_be_a_tensor(name):
     given = as_tensors(*problem(3, 4))
     loss = training_loss(name)
@@ -110,7 +159,7 @@ def test_every_loss_of_margins_is_there_and_only_sums_have_a_weight(name):
     if name.startswith("trades"):
         assert plain == pytest.approx(sum(map(cross_entropy, z, y)) / len(y))
         assert heavy - plain == pytest.approx(3 * (light - plain)) and light > plain
-    elif name == "linf_mixture":
+    elif name in ("linf_mixture", "margin"):
         assert light - plain == pytest.approx(sum(map(cross_entropy, z, y)) / len(y))
         assert heavy - plain == pytest.approx(3 * (light - plain))
     else:
@@ -135,14 +184,18 @@ def differences(function, x, step=1e-6):
     return slope
 
 
-@pytest.mark.parametrize("name", ["emma", "emma_fixed", "gloro", "trades_kl", "trades_ce"])
+@pytest.mark.parametrize("name", ["emma", "emma_fixed", "gloro", "trades_kl", "trades_ce", "margin", *FOCAL])
 @pytest.mark.parametrize("classes", [2, 5])
 def test_gradients_equal_finite_differences(name, classes):
     z, y, k = problem(11, classes)
     radius = 0.4
-    shares = shares_by_hand(z, y, k, radius) if name == "emma" else np.ones_like(z)  # held fixed, as in the gradient
+    shares = np.ones_like(z) if name == "emma_fixed" else shares_by_hand(z, y, k, radius)  # held fixed in the gradient
 
     def by_hand(z, k):
+        if name in FOCAL:
+            return focal_by_hand(z, y, k, radius, shares, *FOCAL[name])
+        if name == "margin":
+            return margin_by_hand(z, y, k, radius, 1.75)
         if name.startswith("trades"):
             return trades_by_hand(z, y, k, radius, 1.75, name[-2:])
         return gloro_by_hand(z, y, k, radius) if name == "gloro" else emma_by_hand(z, y, k, radius, shares)
@@ -201,7 +254,7 @@ def test_bottom_logit_is_below_the_top_exactly_when_certified():
 def test_losses_do_not_write_into_their_arguments():
     z, y, k = as_tensors(*problem(7, 4))
     copies = z.clone(), k.clone()
-    for name in ("emma", "emma_fixed", "gloro", "trades_kl", "trades_ce"):
+    for name in ("emma", "emma_fixed", "gloro", "trades_kl", "trades_ce", "margin", *FOCAL):
         training_loss(name)(z, y, k, 0.2)
     assert torch.equal(z, copies[0]) and torch.equal(k, copies[1])
 
@@ -226,11 +279,18 @@ def exactly(name, z, y, k, radius, weight):
             powers = [mpmath.exp(v) for v in row]
             bottom = extended(row, np.vectorize(mpmath.mpf)(k), mpmath.mpf(radius))[-1]
             whole = sum(powers) + mpmath.exp(bottom)
-            if name.startswith("emma"):
+            if name.startswith("emma") or name in FOCAL:
                 pushes = [mpmath.mpf(radius) * mpmath.mpf(k[label, j]) for j in range(len(row))]
                 shares = [min(max((row[label] - v) / max(p, 1e-8), FLOOR), 1) for v, p in zip(row, pushes, strict=True)]
-                rhos = shares if name == "emma" else [1] * len(row)
+                rhos = [1] * len(row) if name == "emma_fixed" else shares
                 moved = [v + r * p for v, r, p in zip(row, rhos, pushes, strict=True)]
+                if name in FOCAL:
+                    focus, offset, temperature = FOCAL[name]
+                    moved[label] -= offset
+                    lowered = [mpmath.exp((v - row[label]) / temperature) for v in moved]
+                    p = lowered[label] / sum(lowered)
+                    total -= temperature * (1 - p) ** focus * mpmath.log(p)
+                    continue
                 total += mpmath.log(sum(map(mpmath.exp, moved))) - row[label]
                 continue
             total += mpmath.log(whole if name == "gloro" else sum(powers)) - row[label]
@@ -242,7 +302,7 @@ def exactly(name, z, y, k, radius, weight):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", ["emma", "emma_fixed", "gloro", "trades_kl", "trades_ce"])
+@pytest.mark.parametrize("name", ["emma", "emma_fixed", "gloro", "trades_kl", "trades_ce", *FOCAL])
 @pytest.mark.parametrize("kind", EXTREMES)
 def test_extreme_logits_lose_no_more_than_rounding(name, kind, dtype):
     z, labels = np.array(EXTREMES[kind]), [0, 0]
