@@ -178,7 +178,7 @@ def long_words() -> Markdown:
     """Ten times the images."""
     run = long_run()
     if run is None:
-        return Markdown("Ten times the images on a wider network (`speedrun-cpu-10m.yaml`): **not run**.")
+        return Markdown("Ten times the images on the same network (`speedrun-cpu-10m.yaml`): **not run**.")
     config = run.config
     return Markdown(
         f"Ten times the images: L{config.depth} W{config.width}, {run.model.parameters / 1e6:.2f} M parameters, "
