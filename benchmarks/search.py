@@ -22,10 +22,11 @@ import torch
 
 from lipcert.config import TrainConfig
 from lipcert.data import Dataset, load_dataset
+from lipcert.device import own_threads
 from lipcert.losses import bottom_logit
 from lipcert.paths import results_dir
 from lipcert.radius import Radius
-from lipcert.run import Run, own_threads
+from lipcert.run import Run
 from lipcert.settings import parse, read_yaml
 
 # The proxy: a fiftieth of the work of the network it stands for.

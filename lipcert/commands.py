@@ -5,7 +5,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from lipcert.paths import local_dir
-from lipcert.records import Record, RecordError, find_record, load_records
+from lipcert.record import Record
+from lipcert.records import RecordError, find_record, load_records
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -116,8 +117,8 @@ def own_certify(model: "nn.Module", images_BCHW: "Tensor", guarantee: str, arith
 
 def show_machine(config: "TrainConfig | None", again: bool, download: bool) -> int:
     """This machine and what was timed on it, for one run's step or all of them; 1 where nothing was."""
+    from lipcert.device import pick_device
     from lipcert.machine import SHORT_SECONDS, has_compiler
-    from lipcert.run import pick_device
     from lipcert.settings import ConfigError
     from lipcert.timings import cache_path, cached_timings, machine_facts
 
@@ -144,11 +145,13 @@ def show_machine(config: "TrainConfig | None", again: bool, download: bool) -> i
 
 def _timings_of(config: "TrainConfig", again: bool, download: bool) -> "list[Timings]":
     from lipcert.data import load_dataset
+    from lipcert.device import own_threads
     from lipcert.machine import measure
-    from lipcert.run import own_threads
     from lipcert.timings import blank_timings, cached_timings
 
-    data = load_dataset(config.dataset, config.classes, config.class_seed, config.validation, download)
+    data = load_dataset(
+        config.dataset, config.classes, config.class_seed, config.validation, download, train_images=config.train_images
+    )
     with own_threads(config, data):
         if again:
             return [measure(config, data)]

@@ -76,7 +76,8 @@ class TrainConfig(Architecture):
         "digits", description="data set"
     )
     classes: int | None = Field(None, ge=2, description="use a seeded subset of that many classes")
-    class_seed: int = Field(2023, ge=0, description="seed of the class subset")
+    class_seed: int = Field(2023, ge=0, description="seed of the subset of classes, and of that of images")
+    train_images: int | None = Field(None, ge=2, description="keep this many training images, equally many a class")
     validation: bool = Field(False, description="hold out a validation split and report on it, not on the test set")
 
     generated: str | None = Field(None, description="npz of generated images to train on as well")
@@ -141,6 +142,9 @@ class TrainConfig(Architecture):
     snapshots: int = Field(
         0, ge=0, le=200, description="how often, evenly spaced, the run also certifies the network as it then is"
     )
+    threats: int = Field(
+        0, ge=0, le=200, description="how often, evenly spaced, the run notes which class threatens its training images"
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
     precision: Literal["float32", "tfloat32", "bfloat16", "auto"] = Field(
@@ -165,6 +169,9 @@ class TrainConfig(Architecture):
             raise ValueError(f"length of the run: give exactly one of steps, epochs, minutes (given: {given})")
         if Radius(self.radius).exact == 0:
             raise ValueError(f"radius={self.radius} with loss {self.loss!r}: must be > 0")
+        if self.train_images is not None and self.train_images % (self.classes or 1):
+            rule = f"must be a multiple of {self.classes}, so that every class has as many"
+            raise ValueError(f"train_images={self.train_images} with {self.classes} classes: {rule}")
         self._check_loss()
         self._check_optimizer()
         for key in ("lr_schedule", "radius_schedule", "robust_weight", "plain_weight", "exponent"):
@@ -199,6 +206,8 @@ class TrainConfig(Architecture):
                 f"loss='ibp' with family {self.family!r}: must be one of {', '.join(INTERVAL_FAMILIES)}; a linf_net "
                 "needs mlp_width > 0, without it its margins say the same"
             )
+        if self.threats and self.methods == ("interval",):
+            raise ValueError(f"threats={self.threats} with loss {self.loss!r}: must be 0, intervals have no margins")
 
     @property
     def norm(self) -> str:
@@ -221,8 +230,9 @@ class TrainConfig(Architecture):
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
     def run_id(self) -> str:
-        """`cifar10-liresnet-L6W64-emma-s0-1a2b3c4d`."""
+        """`cifar10-liresnet-L6W64-emma-s0-1a2b3c4d`; `cifar100c20n5000-...` of 20 classes and 5,000 images."""
         data = self.dataset if self.classes is None else f"{self.dataset}c{self.classes}"
+        data += "" if self.train_images is None else f"n{self.train_images}"
         size = f"{self.family}-L{self.depth}W{self.width}"  # the published GloRo nets are L2W16, L4W32, L6W32, L8W64
         return f"{data}-{size}-{self.loss}-s{self.seed}-{self.digest()}"
 
@@ -263,7 +273,7 @@ _LATER = (
     "activation", "centering", "tail_depth", "branch_scale", "init", "generated", "generated_ratio", "robust_weight",
     "plain_share", "radius_schedule", "augmentation", "keep", "mlp_width", "plain_weight", "exponent", "adam_eps",
     "scale_lr", "lp_decay", "layout", "momentum", "kernels", "norm_method",
-    "snapshots",
+    "snapshots", "threats", "train_images",
 )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 The test set is used here only.
 """
 
-import csv
 import math
 import shutil
 import time
@@ -21,16 +20,14 @@ from lipcert.certify import Certificates, certified_correct, certify_each, passe
 from lipcert.chain import chain_bounds
 from lipcert.checker import DATA as CHECKABLE
 from lipcert.config import TrainConfig
-from lipcert.data import Dataset, Split, batches, load_dataset, to_unit
-from lipcert.linf import kernels
+from lipcert.data import Dataset, batches, load_dataset, to_unit
 from lipcert.models import load_network, save_network
 from lipcert.paths import local_dir
 from lipcert.progress import Progress
 from lipcert.radius import Radius
+from lipcert.record import SCHEMA, Bounds, Certified, Data, Model, Provenance, Record, Test
+from lipcert.results import bounds_part, card, test_part, training_part, write_radii
 from lipcert.run import Run, write_curve
-
-RADII_FIELDS = ("index", "label", "prediction", "runner_up", "radius", "radius_estimated")
-
 
 # (guarantee, arithmetic), the weakest first. Those in float32 cost three more passes: `certify_again` adds them.
 CLAIMS = (("nominal", "float64"), ("real", "float64"), ("executed", "float64"))
@@ -50,24 +47,24 @@ def write_results(run: Run, status: str) -> Path:
         test, bounds = certified_parts(run_id, config, chain, run.data, split_name, run.device)
     save_network(chain, folder / "models" / f"{run_id}.safetensors", card(run))
     write_curve(folder / "curves" / f"{run_id}.csv", run.curve)
-    record = records.Record(
-        schema=records.SCHEMA,
+    record = Record(
+        schema=SCHEMA,
         id=run_id,
         published=config.published,
         config=config,
-        data=records.Data(
+        data=Data(
             name=run.data.name, classes=run.data.classes, sha256=run.data.sha256, train=len(run.data.train.labels_N),
             validation=len(run.data.validation.labels_N), test=len(run.data.test.labels_N),
             generated=run.stream.generated_sha256,
         ),
-        model=records.Model(
+        model=Model(
             family=config.family, depth=config.depth, width=config.width, parameters=run.network.parameter_count(),
             weights_sha256=provenance.tensors_sha256(chain.state_dict()), file=f"models/{run_id}.safetensors",
         ),
         training=training_part(run, status),
         test=test,
         bounds=bounds,
-        provenance=records.Provenance(
+        provenance=Provenance(
             command=provenance.command(), seed=config.seed, commit=run.commit, dirty=run.dirty,
             versions=provenance.versions(), hardware=provenance.hardware(run.device), finished=provenance.now(),
         ),
@@ -108,7 +105,9 @@ def certify_again(run: str, effort: str = "fast", progress: bool = False) -> Pat
     if provenance.tensors_sha256(chain.state_dict()) != record.model.weights_sha256:
         raise records.RecordError(f"run {record.id}: {record.model.file} holds other weights than the run's")
     config = record.config
-    data = load_dataset(config.dataset, config.classes, config.class_seed, config.validation)
+    data = load_dataset(
+        config.dataset, config.classes, config.class_seed, config.validation, train_images=config.train_images
+    )
     if data.sha256 != record.data.sha256:
         raise records.RecordError(f"run {record.id}: trained on other data than {config.dataset} as it is here")
     commit, dirty = provenance.git_state()
@@ -121,7 +120,7 @@ def certify_again(run: str, effort: str = "fast", progress: bool = False) -> Pat
             record.id, config, chain, data, record.test.split, device, effort, ALL_CLAIMS,
             lambda images: bar.update(bar.done + images, "certifying"),
         )  # fmt: skip
-    certified = records.Certified(
+    certified = Certified(
         command=provenance.command(), commit=commit, dirty=dirty, versions=provenance.versions(),
         hardware=provenance.hardware(device), finished=provenance.now(),
     )  # fmt: skip
@@ -131,7 +130,7 @@ def certify_again(run: str, effort: str = "fast", progress: bool = False) -> Pat
     return records.write_record(record.model_copy(update={"model": model, "test": test, "bounds": bounds}))
 
 
-def _bring(record: records.Record, folder: Path) -> None:
+def _bring(record: Record, folder: Path) -> None:
     """Copy the curve and network of a published run to your own results, where its new record looks for them."""
     if folder == local_dir():
         return
@@ -154,7 +153,7 @@ def certified_parts(
     effort: str = "fast",
     claims: Sequence[tuple[str, str]] = CLAIMS,
     progress: Callable[[int], None] | None = None,
-) -> tuple[records.Test, records.Bounds | None]:
+) -> tuple[Test, Bounds | None]:
     """Certify a split; writes per-image radii (executed in float64) and, for a test split, the certificate bundle.
 
     No bundle for a data set that `lipcert.checker` does not know: nobody could check it.
@@ -215,100 +214,3 @@ def joined(pieces: Sequence[_Found]) -> _Found:
     first = pieces[0]
     names = [field.name for field in fields(first) if isinstance(getattr(first, field.name), Tensor)]
     return replace(first, **{name: torch.cat([getattr(piece, name) for piece in pieces]) for name in names})
-
-
-def test_part(
-    certificates: Sequence[Certificates],
-    split: Split,
-    split_name: str,
-    radii: tuple[str, ...],
-    seconds: float,
-    file: str | None,
-    bundle: str | None,
-) -> records.Test:
-    """Counts at every radius: what the power method would have claimed, then every guarantee and arithmetic."""
-    labels_N, first = split.labels_N, certificates[0]
-    results = []
-    for radius in dict.fromkeys(map(Radius, radii)):
-        claims = [(c, c.radius_B, c.guarantee, c.effort) for c in certificates]
-        if first.norm == "l2":  # a constant of 1 by construction leaves nothing to estimate
-            claims.append((first, first.estimated_radius_B, "estimated", None))
-        for found, radius_N, guarantee, effort in claims:
-            results.append(
-                records.Result(
-                    norm=found.norm,
-                    radius=str(radius),
-                    method=found.method,
-                    effort=effort,
-                    guarantee=guarantee,
-                    arithmetic=found.arithmetic,
-                    certified_correct=certified_correct(found.prediction_B, radius_N, labels_N, radius),
-                )
-            )
-    return records.Test(
-        split=split_name,
-        images=len(labels_N),
-        clean=int((first.prediction_B == labels_N).sum()),
-        seconds=round(seconds, 3),
-        radii=file,
-        results=tuple(results),
-        bundle=bundle,
-    )
-
-
-def bounds_part(certificates: Certificates) -> records.Bounds:
-    """The constants behind the radii, layer by layer."""
-    bounds = certificates.bounds
-    layers = tuple(
-        records.Layer(
-            name=b.name, kind=b.kind, lower=b.enclosure.lower, upper=b.enclosure.upper, estimate=estimate,
-            method=b.enclosure.method,
-        )
-        for b, estimate in zip(bounds.layers, bounds.estimates, strict=True)
-    )  # fmt: skip
-    return records.Bounds(
-        effort=certificates.effort, estimate=bounds.estimate, upper=bounds.upper, lower=bounds.lower, layers=layers
-    )
-
-
-def training_part(run: Run, status: str) -> records.Training:
-    """Length, speed and choices of the run."""
-    images = run.step * run.batch
-    memory = torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else None
-    config = run.config
-    return records.Training(
-        loss=run.config.loss, status=status, batch=run.batch, steps=run.step, images=images,
-        seconds=round(run.seconds, 3), images_per_second=round(images / max(run.seconds, 1e-9), 1),
-        peak_memory_bytes=memory,
-        choices=records.Choices(
-            precision=config.precision, layout=config.layout, compiled=config.compiled, measured=run.measured,
-            kernels=kernels.backend(run.device) if config.family == "linf_net" else config.kernels,
-        ),
-        curve=f"curves/{run.config.run_id()}.csv",
-        snapshots=tuple(records.Snapshot(**snapshot) for snapshot in run.snapshots),
-    )  # fmt: skip
-
-
-def card(run: Run) -> dict[str, object]:
-    """What a user of the network file needs to know."""
-    config, data = run.config, run.data
-    return {
-        "run": config.run_id(), "dataset": config.dataset, "classes": config.classes, "class_seed": config.class_seed,
-        "class_names": list(data.class_names), "input_shape": list(data.shape), "pixel_scale": data.scale,
-        "radius": config.radius, "norm": config.norm, "methods": list(config.methods), "family": config.family,
-        "depth": config.depth, "width": config.width,
-        "parameters": run.network.parameter_count(), "data_sha256": data.sha256,
-    }  # fmt: skip
-
-
-def write_radii(path: Path, certificates: Certificates, split: Split) -> None:
-    """One row per image, columns `RADII_FIELDS`; radii in the shortest text that reads back to the same float64."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns: list[Tensor] = [
-        split.index_N, split.labels_N, certificates.prediction_B, certificates.runner_up_B, certificates.radius_B,
-        certificates.estimated_radius_B,
-    ]  # fmt: skip
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(RADII_FIELDS)
-        writer.writerows(zip(*(column.tolist() for column in columns), strict=True))

@@ -21,8 +21,9 @@ import torch
 from lipcert import kernels
 from lipcert.config import TrainConfig, steps_of
 from lipcert.data import Dataset
+from lipcert.device import check_precision, pick_device
 from lipcert.provenance import now
-from lipcert.run import Run, check_precision, pick_device
+from lipcert.run import Run
 from lipcert.stream import LAYOUTS
 from lipcert.timings import Candidate, Timings, blank_timings, cached_timings, keep_timings
 
@@ -45,7 +46,7 @@ def choose(config: TrainConfig, data: Dataset, progress: bool = True) -> Choice:
     """The run with a literal for every "auto" of `lipcert.config.MEASURED`; `minutes` stay what they are.
 
     Times come from the cache, or from a measurement: some ten seconds, and up to a minute more where compiling may pay
-    for itself. Choose with the threads that the run will have (`lipcert.run.own_threads`): times depend on them.
+    for itself. Choose with the threads that the run will have (`lipcert.device.own_threads`): times depend on them.
 
     Args:
         progress: say on standard error what is measured.

@@ -19,12 +19,13 @@ from lipcert.chain import NotCertifiable
 from lipcert.checker import DATA as CHECKABLE
 from lipcert.data import Dataset, Split, load_dataset, to_unit
 from lipcert.data.lazy import LazyImages
-from lipcert.evaluate import certify_split, joined, unit_pieces, write_radii
+from lipcert.evaluate import certify_split, joined, unit_pieces
 from lipcert.models import open_network
 from lipcert.paths import local_dir
 from lipcert.provenance import tensors_sha256
 from lipcert.relaxed import SetCertificates, certify_affinity, certify_top_k, relaxed_correct
 from lipcert.report.tables import Markdown, down, percent, table, up
+from lipcert.results import write_radii
 from lipcert.settings import RadiusText, Settings, parse, plain_values
 
 

@@ -9,9 +9,10 @@ Shape letters: B batch, C H W image, F features, K classes.
 import contextlib
 import copy
 import csv
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from lipcert import kernels
 from lipcert.arithmetic import tensor_float
 from lipcert.config import TrainConfig, steps_of
 from lipcert.data import Dataset
-from lipcert.families import FAMILIES
+from lipcert.device import TrainingError, check_precision, pick_device
 from lipcert.linf.ibp import worst_logits
 from lipcert.linf.maps import calibrate, lp_decay
 from lipcert.losses import bottom_logit, ibp_loss, training_loss
@@ -33,20 +34,16 @@ from lipcert.optimizers import make_optimizer
 from lipcert.power import lanczos
 from lipcert.provenance import git_state
 from lipcert.schedules import exponent, learning_rate, loss_weight, training_radius
-from lipcert.stream import LAYERS, Stream, step_images, stream_seed
+from lipcert.stream import LAYERS, Stream, stream_seed
+from lipcert.threats import Threats
 
-_SHARED_FLOPS = 5e9  # a step below this stays on one thread
 _CALIBRATION = 50  # batches
 _PINNING_SECONDS = 8.0  # of timing, at most, to turn minutes into steps
 _WARM_START_STEPS = 100  # power-method rounds before the first step, so that training starts from converged norms
 CURVE_FIELDS = (
     "step", "images", "seconds", "learning_rate", "radius_train", "loss", "train_accuracy", "train_vra_estimated",
-    "lipschitz_estimate",
+    "lipschitz_estimate", "gradient_norm",
 )  # fmt: skip
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on; says what is kept and how to continue."""
 
 
 class Run:
@@ -81,6 +78,7 @@ class Run:
         self.step, self.seconds = 0, 0.0
         self.curve: list[list[float]] = []
         self.snapshots: list[dict[str, float | None]] = []
+        self.threats = Threats(config, data, self.device) if config.threats else None
         self.totals = torch.zeros(5, dtype=torch.float64 if self.device.type != "mps" else None, device=self.device)
         self.since = 0  # steps behind the totals
         self.steps = 0 if config.minutes is not None else steps_of(config, len(data.train.labels_N))
@@ -162,12 +160,13 @@ class Run:
         Raises:
             TrainingError: the loss, the Lipschitz estimate or the gradient is not finite.
         """
-        accuracy, robust, loss, lipschitz, _ = self.check_finite()
+        accuracy, robust, loss, lipschitz, gradient_norm = self.check_finite()
         self.seconds += seconds
         progress = (self.step - 1) / self.steps
         row = [
             self.step, self.step * self.batch, round(self.seconds, 3), learning_rate(self.config, progress),
             training_radius(self.config, progress), loss, accuracy, robust, lipschitz,
+            gradient_norm,
         ]  # fmt: skip
         self.curve.append(row)
         self.totals.zero_()
@@ -176,12 +175,15 @@ class Run:
 
     def snapshot_due(self) -> bool:
         """Whether the network is to be certified after this step; the last of the snapshots is the run's own end."""
-        count = self.config.snapshots
-        return (
-            count > 0
-            and self.step < self.steps
-            and self.step * count // self.steps > (self.step - 1) * count // self.steps
-        )
+        return self.step < self.steps and self._due(self.config.snapshots)
+
+    def threats_due(self) -> bool:
+        """Whether to note after this step which classes threaten; the last note is of the run's end."""
+        return self._due(self.config.threats)
+
+    def _due(self, times: int) -> bool:
+        """Whether this step is one of so many, evenly spaced, that end with the last."""
+        return self.step * times // self.steps > (self.step - 1) * times // self.steps
 
     def pin_minutes(self) -> None:
         """Turn `minutes` into steps by timing a throw-away copy of the run."""
@@ -231,7 +233,7 @@ class Run:
             "step": self.step, "seconds": self.seconds, "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(), "curve": self.curve, "totals": self.totals, "since": self.since,
             "commit": self.commit, "dirty": self.dirty, "measured": self.measured,
-            "snapshots": self.snapshots,
+            "snapshots": self.snapshots, "threats": self.threats and self.threats.state(),
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -252,18 +254,16 @@ class Run:
         self.network.load_state_dict(state["network"], strict=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps, self.step, self.seconds = state["steps"], state["step"], state["seconds"]
-        self.curve, self.since, self.measured = state["curve"], state["since"], state.get("measured")
+        self.since, self.measured = state["since"], state.get("measured")
+        # Rows of an older version lack what was added to the curve since.
+        self.curve = [row + [math.nan] * (len(CURVE_FIELDS) - len(row)) for row in state["curve"]]
         self.snapshots = state.get("snapshots", [])
+        if self.threats is not None:
+            self.threats.restore(state["threats"])
         self.totals.copy_(state["totals"])
         # Trained in parts by different code: no commit holds what made these numbers.
         if state["dirty"] or state["commit"] != self.commit:
             self.commit, self.dirty = state["commit"], True
-
-
-def check_precision(config: TrainConfig, device: torch.device) -> None:
-    """Raises TrainingError for a precision that the device does not have."""
-    if config.precision == "tfloat32" and device.type != "cuda":
-        raise TrainingError(f"precision='tfloat32' on {device.type}: only CUDA has it; use float32, bfloat16 or auto")
 
 
 def _forward(config: TrainConfig, network: Network) -> Callable[[Tensor], Tensor]:
@@ -273,55 +273,6 @@ def _forward(config: TrainConfig, network: Network) -> Callable[[Tensor], Tensor
     # and soon give up compiling.
     torch.compiler.reset()
     return torch.compile(network.backbone)
-
-
-@contextlib.contextmanager
-def own_threads(config: TrainConfig, data: Dataset) -> Iterator[None]:
-    """One CPU thread while a run whose steps are too small to share goes on; torch's own number for the others.
-
-    Two threads do not speed such steps up, wait for each other tenfold when another program takes a core, and sum in
-    an order that depends on how many cores a machine has.
-    """
-    before = torch.get_num_threads()
-    if pick_device(config.device).type == "cpu" and step_flops(config, data) < _SHARED_FLOPS:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def step_flops(config: TrainConfig, data: Dataset) -> int:
-    """Floating-point operations of one step, counted on one image's forward pass: backward costs twice as much.
-
-    Distances are no operations that torch counts; each weight of theirs takes two.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"), torch.no_grad():
-        network = build_model(config.model(*data.shape[:2], data.classes))
-        if FAMILIES[config.family].norm == "linf":
-            flops = 2 * network.parameter_count()
-        else:
-            with FlopCounterMode(display=False) as counter:
-                network(torch.zeros(1, *network.input_shape))
-            flops = counter.get_total_flops()
-    return 3 * sum(step_images(config, len(data.train.labels_N))) * flops
-
-
-def pick_device(name: str) -> torch.device:
-    """The device behind `auto`, `cpu`, `cuda`, `mps`.
-
-    Raises:
-        TrainingError: asked for an accelerator that is not there.
-    """
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if present[kind])
-    if not present[name]:
-        here = ", ".join(kind for kind, there in present.items() if there)
-        raise TrainingError(f"device={name!r}: not available on this machine; it has {here}")
-    return torch.device(name)
 
 
 def write_curve(path: Path, curve: list[list[float]]) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 import yaml
 
 from lipcert.config import TrainConfig
-from lipcert.records import Record, find_record, has_finished_record, load_records
+from lipcert.record import Record
+from lipcert.records import find_record, has_finished_record, load_records
 from lipcert.settings import ConfigError, parse, read_yaml
 
 

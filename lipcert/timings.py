@@ -12,16 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from lipcert import __version__
 from lipcert.config import MEASURED, TrainConfig
 from lipcert.data import Dataset
+from lipcert.device import pick_device
 from lipcert.paths import cache_dir
 from lipcert.provenance import hardware
-from lipcert.run import pick_device
 from lipcert.stream import step_images
 
 # Settings that do not change what a step costs. One that is missing here is measured for anew: slower, never wrong.
 _FREE = {
-    *MEASURED, "device", "seed", "class_seed", "validation", "published", "steps", "epochs", "minutes", "lr",
-    "lr_schedule", "lr_end", "warmup", "beta1", "beta2", "momentum", "adam_eps", "scale_lr", "weight_decay", "clip",
-    "radius", "radius_start", "radius_end", "radius_ramp", "radius_schedule", "report_radii", "robust_weight",
+    *MEASURED, "device", "seed", "class_seed", "train_images", "validation", "published", "steps", "epochs", "minutes",
+    "lr", "lr_schedule", "lr_end", "warmup", "beta1", "beta2", "momentum", "adam_eps", "scale_lr", "weight_decay",
+    "clip", "radius", "radius_start", "radius_end", "radius_ramp", "radius_schedule", "report_radii", "robust_weight",
     "plain_weight", "plain_share", "exponent", "generated", "generated_ratio",
 }  # fmt: skip
 _CLEAR = 1.03  # a candidate must be that much faster than a plainer one: noise alone should not decide

@@ -14,12 +14,13 @@ from typing import Any
 from lipcert.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 from lipcert.config import TrainConfig
 from lipcert.data import Dataset, load_dataset
+from lipcert.device import own_threads
 from lipcert.evaluate import add_snapshot, write_results
 from lipcert.machine import choose
 from lipcert.paths import local_dir
 from lipcert.progress import Progress
 from lipcert.records import has_finished_record
-from lipcert.run import Run, TrainingError, own_threads
+from lipcert.run import Run, TrainingError
 from lipcert.timings import Candidate
 
 _REPORTS = 200  # rows of the curve in a full run
@@ -57,7 +58,9 @@ def fit(
     note = _checkpoint(config).with_suffix(".json")
     path = _checkpoint(_noted(note, config))
     state = _unfinished(path, resume, fresh)
-    data = load_dataset(config.dataset, config.classes, config.class_seed, config.validation, download)
+    data = load_dataset(
+        config.dataset, config.classes, config.class_seed, config.validation, download, train_images=config.train_images
+    )
     with own_threads(config, data):
         if state is None:
             run = _begin(config, data, progress)
@@ -144,8 +147,9 @@ def _train(run: Run, path: Path, shown: bool, checkpoint_seconds: float) -> bool
     with _stop_signals() as stop, Progress(run.steps, "step", shown, initial=run.step) as progress:
         while run.step < run.steps:
             run.train_step()
-            due = run.snapshot_due()
-            stopped, closes = stop.is_set() and run.step < run.steps, due or run.step % interval == 0
+            snapshot, threats = run.snapshot_due(), run.threats_due()
+            stopped = stop.is_set() and run.step < run.steps
+            closes = snapshot or threats or run.step % interval == 0
             if stopped and not closes:
                 run.check_finite()
                 run.seconds += time.monotonic() - start
@@ -160,9 +164,12 @@ def _train(run: Run, path: Path, shown: bool, checkpoint_seconds: float) -> bool
                 f"loss {row['loss']:.3f}, accuracy {row['train_accuracy']:.1%}, certified (estimated) "
                 f"{row['train_vra_estimated']:.1%}, {row['images'] / max(row['seconds'], 1e-9):,.0f} images/s",
             )
-            if due:
+            if threats:
+                run.threats.note(run.network, run.step * run.batch)
+            if snapshot:
                 run.calibrate()
                 add_snapshot(run)
+            if snapshot or threats:
                 start = time.monotonic()
             if stopped:
                 return False

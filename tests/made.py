@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lipcert.config import TrainConfig
-from lipcert.records import Record
+from lipcert.record import Record
 
 RADII = ("36/255", "72/255", "108/255")
 

@@ -70,7 +70,7 @@ def other_value(name, default):
             "activation": "relu", "centering": True, "generated": "images.npz", "robust_weight": "2",
             "radius_schedule": "[0]-[1]", "augmentation": "randaugment",
             "plain_weight": "2", "exponent": "9", "layout": "contiguous", "kernels": "native",
-        "norm_method": "lanczos",
+        "norm_method": "lanczos", "train_images": 10,
     }  # fmt: skip
     if name in choices:
         return choices[name]

@@ -14,12 +14,12 @@ from benchmarks.linf_soundness import ATTACKS, attack, families, train
 from lipcert.certify import ABSTAIN, GUARANTEES, certify, certify_each, gather_evidence
 from lipcert.chain import NotCertifiable, chain_bounds
 from lipcert.data import load_dataset, to_unit
-from lipcert.evaluate import bounds_part
 from lipcert.layers import Residual
 from lipcert.linf import interval as interval_module
 from lipcert.linf import search
 from lipcert.linf.layers import Distance, Negate, SortedDistance
 from lipcert.radius import Radius
+from lipcert.results import bounds_part
 
 CLAIMS = tuple((g, a) for g in GUARANTEES for a in ("float64", "float32") if (g, a) != ("nominal", "float32"))
 PROVEN = CLAIMS[1:]

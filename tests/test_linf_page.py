@@ -15,7 +15,8 @@ from made import make_record
 
 from lipcert.config import TrainConfig
 from lipcert.linf import kernels
-from lipcert.records import Record, write_record
+from lipcert.record import Record
+from lipcert.records import write_record
 from lipcert.report import linf, linf_pictures, linf_recipes, linf_runs
 from lipcert.report.checks import Check, write_check
 from lipcert.report.svg import Figure

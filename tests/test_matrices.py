@@ -66,6 +66,18 @@ def test_classes_are_drawn_five_times_nested_and_every_run_sees_as_many_images()
     assert all(differences(every[0], cell) <= varied for cell in every)
 
 
+def test_images_in_total_are_fixed_by_fewer_of_a_class_and_nothing_else():
+    total, whole = cells("class-count-total"), cells("class-count-images")
+    found = {(cell.classes, matrices.training_images(cell) / cell.classes) for cell in total}
+    assert found == {(20, 250), (50, 100), (100, 50)}
+    assert {matrices.training_images(cell) / cell.classes for cell in whole} == {500}
+    for cell in total:
+        partner = [other for other in whole if differences(cell, other) == {"train_images"}]
+        assert len(partner) == (cell.classes < 100)
+    epochs = total[0].model_copy(update={"steps": None, "epochs": 2.0})
+    assert matrices.seen(epochs) == 2 * (5000 // 128) * 128
+
+
 @pytest.mark.parametrize("name", ["losses-10", "losses-100"])
 def test_losses_are_compared_at_equal_everything_and_share_the_runs_of_emma(name):
     for one, other in itertools.combinations(cells(name), 2):

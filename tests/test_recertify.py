@@ -13,12 +13,12 @@ from lipcert.chain import NotCertifiable, chain_bounds
 from lipcert.config import ModelConfig, TrainConfig, load_config
 from lipcert.data import Split, load_dataset, to_unit
 from lipcert.data.lazy import LazyImages
+from lipcert.device import own_threads, step_flops
 from lipcert.layers import plain_linear
 from lipcert.models import build_model
 from lipcert.paths import RESULTS
 from lipcert.recertify import Request, SetRequest, cut, recertify, recertify_sets
 from lipcert.records import read_record
-from lipcert.run import own_threads, step_flops
 from lipcert.train import fit
 
 SHIPPED = RESULTS / "models" / "digits-liresnet-L6W32.safetensors"

@@ -12,7 +12,8 @@ from made import RADII, add_radii, digits, make_record
 from lipcert.config import TrainConfig, load_config
 from lipcert.paths import ROOT
 from lipcert.radius import Radius
-from lipcert.records import Layer, Record, write_record
+from lipcert.record import Layer, Record
+from lipcert.records import write_record
 from lipcert.report import figures, guarantees, labels, names, plane, schema, scoreboard, tables
 from lipcert.report.published import load_published
 from lipcert.study import load_study
@@ -279,7 +280,7 @@ def test_every_field_is_explained():
 
 
 def test_csv_columns_are_explained_as_they_are_written():
-    from lipcert.evaluate import RADII_FIELDS
+    from lipcert.results import RADII_FIELDS
     from lipcert.run import CURVE_FIELDS
 
     assert tuple(schema.CURVE_COLUMNS) == CURVE_FIELDS

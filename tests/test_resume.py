@@ -188,7 +188,7 @@ def test_a_checkpoint_of_other_data_is_refused(monkeypatch):
     config = tiny()
     stopped(config, monkeypatch)
     original = lipcert.train.load_dataset
-    monkeypatch.setattr("lipcert.train.load_dataset", lambda *a: replace(original(*a), sha256="0" * 64))
+    monkeypatch.setattr("lipcert.train.load_dataset", lambda *a, **k: replace(original(*a, **k), sha256="0" * 64))
     with pytest.raises(TrainingError, match="other data"):
         fit(config, resume=True, progress=False)
 

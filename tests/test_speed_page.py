@@ -10,7 +10,8 @@ from made import make_record
 
 from lipcert.config import TrainConfig
 from lipcert.paths import ROOT, results_dir
-from lipcert.records import Record, load_records, write_record
+from lipcert.record import Record
+from lipcert.records import load_records, write_record
 from lipcert.report import readme, speed, speed_curve, speed_lag, speed_runs, speed_search, speed_step
 from lipcert.report.checks import Check, write_check
 from lipcert.report.gpu_queue import counts
@@ -141,6 +142,20 @@ def test_the_mean_curve_ends_at_the_end_and_the_claim_is_its_mean():
     assert "**met** with 56.00 %" in speed.verdict() and "within ten million, **not run**" in speed.verdict()
 
 
+@pytest.mark.parametrize(
+    ("looks", "end", "said"),
+    [
+        (((0.25, 1900), (0.5, 3900)), 5000, "is ahead at every look, by 1.0 to 5.0 points"),
+        (((0.25, 2100), (0.5, 4100)), 5600, "is behind at every look, by 1.0 to 1.0 points"),
+        (((0.25, 1900), (0.5, 4100)), 5000, "lead changes: the speed run is ahead at 2 of 3 looks, at the end by +5.0"),
+    ],
+)
+def test_who_leads(looks, end, said):
+    publish(speed_runs.OURS, (5500,))
+    publish(speed_runs.PAPERS, (end,), looks)
+    assert said in speed_curve.curve_words()
+
+
 def test_looks_that_not_all_seeds_have_are_no_part_of_the_mean():
     first, second, _ = speed_runs.ours().cells
     write_record(made(first, 5000, ((0.25, 1000), (0.5, 3000))), results_dir())
@@ -201,7 +216,7 @@ def test_the_figure_and_its_words():
             "vra": "19.9000"} in drawn  # fmt: skip
     assert "The speed run (3 seeds) stands at 19.9 % after 249,600 images, passes 50.8 %" in words
     assert "papers' recipe (3 seeds) stands at 20.9 %" in words and "never reaches 50.8 %" in words
-    assert "ahead at 2 of 3 looks, by -1.0 to +6.0 points" in words
+    assert "begins behind (-1.0 points at 249,600 images), leads from 499,200 images on and ends 6.0 points" in words
     assert cells_of(speed_curve.looks_table(), "papers' recipe | 499,200")[4:] == ["80.00 %", "34.90 %"]
 
 

@@ -10,10 +10,11 @@ from runs import checkpoint_of, curve, run, table, timeless, tiny
 from lipcert.checkpoint import load_checkpoint
 from lipcert.config import TrainConfig
 from lipcert.data import load_dataset
+from lipcert.device import pick_device
 from lipcert.losses import training_loss
 from lipcert.models import load
 from lipcert.paths import local_dir
-from lipcert.run import Run, TrainingError, pick_device
+from lipcert.run import Run, TrainingError
 from lipcert.settings import parse
 from lipcert.stream import stream_seed
 from lipcert.train import fit

@@ -17,7 +17,7 @@ from lipcert.data import load_dataset, to_unit
 from lipcert.models import open_network
 from lipcert.paths import local_dir
 from lipcert.progress import Progress
-from lipcert.records import Provenance
+from lipcert.record import Provenance
 
 EVERYWHERE = ("inside",)
 STRONG = ("pgd", "apgd", "fab", "deepfool", "rounding")

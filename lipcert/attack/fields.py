@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lipcert.records import Provenance
+from lipcert.record import Provenance
 from lipcert.report.tables import DATASETS, Markdown, down, duration, table
 
 TITLES = {

@@ -15,7 +15,14 @@ import torch
 from lipcert.data import registry
 from lipcert.data.lazy import LazyImages
 from lipcert.data.source import Files, FileSource, Part, Source, verify
-from lipcert.data.splits import SPLIT_SEED, choose_classes, draw_order, stratified_cut
+from lipcert.data.splits import (
+    SPLIT_SEED,
+    choose_classes,
+    choose_images,
+    draw_order,
+    images_of_each,
+    stratified_cut,
+)
 from lipcert.paths import data_dir
 
 
@@ -82,6 +89,8 @@ def load_dataset(
     validation: bool = False,
     download: bool = False,
     root: str | Path | None = None,
+    *,
+    train_images: int | None = None,
 ) -> Dataset:
     """Load, check and split a data set; tensors are on the CPU, `.to(device)` moves them.
 
@@ -96,17 +105,24 @@ def load_dataset(
     download: fetch a missing torchvision set; nothing is ever fetched without it, nor the two sets of image files.
     root: folder in torchvision's layout, with `tiny-imagenet-200/` and `imagenet/` beside its folders; None means
         `LIPCERT_DATA`, else `data/` in the project.
+    train_images: train on this many images, equally many of every class kept, chosen by `class_seed` too (see
+        `splits.choose_images`) among those that `validation` leaves. None keeps all. The other splits stay whole.
+        Where classes differ in size (MNIST, digits), the smallest sets the limit. Not for images in files (ImageNet).
 
-    Raises ValueError for unknown names, impossible class counts and sets that fail their checksum, FileNotFoundError
-    for a missing set, OSError for a failed download, ImportError without torchvision or Pillow.
+    Raises ValueError for unknown names, impossible counts of classes or images and sets that fail their checksum,
+    FileNotFoundError for a missing set, OSError for a failed download, ImportError without torchvision or Pillow.
     """
     if name not in registry.DATASETS:
         raise ValueError(f"name={name!r}: must be one of {', '.join(registry.known_datasets())}")
     facts = registry.DATASETS[name]
     class_ids = choose_classes(name, facts.classes, classes, class_seed)
+    each = None if train_images is None else images_of_each(train_images, len(class_ids))
     folder = data_dir() if root is None else Path(root).expanduser()
     choice: dict[str, object] = {"name": name, "scale": facts.scale, "class_ids": class_ids}
     if facts.list_files is not None:
+        if each is not None:
+            rule = "only of a set that is read as a whole; leave it out, or take fewer classes"
+            raise ValueError(f"train_images={train_images} with '{name}', whose images stay in files: {rule}")
         source = facts.list_files(folder, class_ids)
         train, held_out, test = _cut_files(source, class_ids, facts.validation // facts.classes if validation else 0)
         choice["window"] = (test.images_NCHW.shorter, test.images_NCHW.side)
@@ -114,7 +130,11 @@ def load_dataset(
         source = facts.read(folder, download)
         if facts.pinned is not None:
             verify(name, source, facts.pinned, facts.fix(folder))
-        train, held_out, test = (_keep(part, index_N, class_ids) for part, index_N in _cut(source, facts, validation))
+        cut = _cut(source, facts, validation)
+        if each is not None:
+            part, index_N = cut[0]
+            cut[0] = part, choose_images(part.labels_N, index_N, class_ids, source.class_names, each, class_seed)
+        train, held_out, test = (_keep(part, index_N, class_ids) for part, index_N in cut)
     return Dataset(
         name=name,
         train=train,

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 
 from lipcert.paths import ROOT
-from lipcert.records import Record
+from lipcert.record import Record
 from lipcert.report.names import DATASETS, FAMILIES, LOSSES
 from lipcert.report.svg import BLUE, GREEN, INK, PURPLE, VERMILLION, WIDTH, Figure, canvas, finish
 from lipcert.report.tables import Markdown, percent, table

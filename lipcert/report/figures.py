@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from lipcert.paths import local_dir, results_dir
 from lipcert.radius import Radius
-from lipcert.records import Record, load_records
+from lipcert.record import Record
+from lipcert.records import load_records
 from lipcert.report.labels import place_labels
 from lipcert.report.names import data_name, labelled, network_name
 from lipcert.report.published import Comparison, compare, load_published

@@ -3,7 +3,8 @@
 import statistics
 
 from lipcert.families import GLORO_NETS
-from lipcert.records import Record, load_records
+from lipcert.record import Record
+from lipcert.records import load_records
 from lipcert.report.figures import training_curve, training_curve_words
 from lipcert.report.names import DATASETS
 from lipcert.report.published import compare, preset_parameters, presets, schedule_differences

@@ -16,7 +16,8 @@ from lipcert.config import TrainConfig, load_config
 from lipcert.data.registry import DATASETS
 from lipcert.families import FAMILIES
 from lipcert.paths import ROOT
-from lipcert.records import Record, load_records
+from lipcert.record import Record
+from lipcert.records import load_records
 from lipcert.report.checks import find_check
 from lipcert.report.tables import Markdown, percent, table
 

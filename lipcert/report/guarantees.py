@@ -12,7 +12,7 @@ from lipcert.certify import Certificates, certified_correct, certify_each
 from lipcert.data import load_dataset, to_unit
 from lipcert.models import load
 from lipcert.radius import Radius
-from lipcert.records import Record
+from lipcert.record import Record
 from lipcert.report.enclosures import scientific
 from lipcert.report.estimates import NETWORK
 from lipcert.report.names import labelled

@@ -12,7 +12,7 @@ from pathlib import Path
 from lipcert.config import TrainConfig
 from lipcert.paths import ROOT
 from lipcert.radius import Radius
-from lipcert.records import Record
+from lipcert.record import Record
 from lipcert.report.published import EVIDENCE, Row, load_published
 from lipcert.report.svg import BLUE, GREEN, INK, VERMILLION, WIDTH, Figure, canvas, finish
 from lipcert.report.tables import Markdown

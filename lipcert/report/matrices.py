@@ -101,9 +101,9 @@ def classes(config: TrainConfig) -> int:
 
 
 def training_images(config: TrainConfig) -> int:
-    """In the training set of a run on all images of its classes."""
+    """In the training set of a run: those it keeps, or all of its classes."""
     facts = DATASETS[config.dataset]
-    return facts.train * classes(config) // facts.classes
+    return config.train_images or facts.train * classes(config) // facts.classes
 
 
 def seen(config: TrainConfig) -> int:

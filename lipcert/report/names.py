@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lipcert import families
 from lipcert.config import Architecture
-from lipcert.records import Record
+from lipcert.record import Record
 
 DATASETS = {
     "digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",

@@ -15,7 +15,7 @@ from pathlib import Path
 from lipcert.config import Architecture, ModelConfig, TrainConfig, load_config, steps_of
 from lipcert.paths import RESULTS, ROOT, results_dir
 from lipcert.radius import Radius
-from lipcert.records import Record
+from lipcert.record import Record
 from lipcert.report.names import DATASETS
 
 TOLERANCE = 0.5  # percentage points: authors of a later paper report seed-to-seed spreads up to about 0.4
@@ -25,8 +25,8 @@ EVIDENCE = {
     "third_party_quote": "quoted by a third party",
     "unverified_recollection": "unverified",
 }
-# What makes a network and its task, and whether there are generated images; all other settings are schedule.
-NETWORK_FIELDS = ("dataset", "classes", *Architecture.model_fields, "loss", "generated")
+# What makes a network, its task and its training images; all other settings are schedule.
+NETWORK_FIELDS = ("dataset", "classes", "train_images", *Architecture.model_fields, "loss", "generated")
 _NOT_SCHEDULE = {
     *NETWORK_FIELDS, "device", "published", "report_radii", "seed", "class_seed", "validation", "steps", "epochs",
     "minutes",

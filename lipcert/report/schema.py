@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from lipcert.config import TrainConfig
-from lipcert.records import Record
+from lipcert.record import Record
 from lipcert.report.published import published_path
 from lipcert.report.tables import Markdown, study_records, table
 
@@ -23,6 +23,7 @@ CURVE_COLUMNS = {
     "train_accuracy": "fraction right, over the interval's batches",
     "train_vra_estimated": "fraction right and estimated robust at `radius_train`, over the interval's batches",
     "lipschitz_estimate": "power-method estimate of the backbone's constant",
+    "gradient_norm": "before clipping, mean over the interval's steps; not in older records",
 }
 RADII_COLUMNS = {
     "index": "number of the image in its data set",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lipcert.config import MEASURED, TrainConfig, load_config
 from lipcert.paths import ROOT
-from lipcert.records import Record
+from lipcert.record import Record
 from lipcert.settings import read_yaml
 from lipcert.study import load_study
 

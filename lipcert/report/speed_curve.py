@@ -65,14 +65,27 @@ def _climb(recipe: Recipe) -> str:
 
 
 def _lead(mine: Recipe, theirs: Recipe) -> str:
-    """At how many of the looks that both have the speed run is ahead."""
+    """Who is ahead at the looks that both have, and by how many points."""
     other = {point.images: point.vra for point in theirs.mean_curve()}
-    gaps = [point.vra - other[point.images] for point in mine.mean_curve() if point.images in other]
+    gaps = [(point.images, point.vra - other[point.images]) for point in mine.mean_curve() if point.images in other]
     if not gaps:
         return ""
-    ahead = sum(gap > 0 for gap in gaps)
-    where = "at every look" if ahead == len(gaps) else f"at {ahead or 'none'} of {len(gaps)} looks"
-    return f"The speed run is ahead {where}, by {min(gaps):+.1f} to {max(gaps):+.1f} points."
+    points = [gap for _, gap in gaps]
+    behind = next((i for i, gap in enumerate(points) if gap > 0), len(points))  # looks before it leads
+    if behind == len(points):
+        return f"The speed run is behind at every look, by {-max(points):.1f} to {-min(points):.1f} points."
+    if min(points[behind:]) <= 0:
+        ahead = sum(gap > 0 for gap in points)
+        return (
+            f"The lead changes: the speed run is ahead at {ahead} of {len(points)} looks, "
+            f"at the end by {points[-1]:+.1f} points."
+        )
+    if behind == 0:
+        return f"The speed run is ahead at every look, by {min(points):.1f} to {max(points):.1f} points."
+    return (
+        f"The speed run begins behind ({points[0]:+.1f} points at {gaps[0][0]:,} images), leads from "
+        f"{gaps[behind][0]:,} images on and ends {points[-1]:.1f} points ahead."
+    )
 
 
 def looks_table() -> Markdown:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from lipcert.config import ConfigError, TrainConfig, load_config
 from lipcert.paths import ROOT
-from lipcert.records import Record, load_records
+from lipcert.record import Record
+from lipcert.records import load_records
 from lipcert.report.checks import find_check
 from lipcert.report.gpu_queue import counts
 from lipcert.report.published import Row, load_published

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lipcert.paths import local_dir
 from lipcert.radius import Radius
-from lipcert.records import Layer, Record, RecordError, load_records, read_record
+from lipcert.record import Layer, Record
+from lipcert.records import RecordError, load_records, read_record
 from lipcert.report.names import DATASETS, data_name, labelled
 from lipcert.report.published import is_smoke, results_only
 from lipcert.report.sources import command_of, is_cell
