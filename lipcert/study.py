@@ -105,7 +105,7 @@ def _is_matrix(matrix: Any) -> bool:
 
 
 def check_networks(study: Study) -> None:
-    """Build every cell's network without memory for its weights (imports torch).
+    """Build every cell's network without memory for its weights (imports torch), and count out its training images.
 
     Raises:
         ConfigError: sizes that do not fit together; before hours of other cells have run.
@@ -113,15 +113,19 @@ def check_networks(study: Study) -> None:
     import torch
 
     from lipcert.data import DATASETS
+    from lipcert.data.splits import images_of_each
     from lipcert.models import build_model
 
     for cell in study.cells:
         facts = DATASETS[cell.dataset]
         channels, size, _ = facts.shape
+        classes = cell.classes or facts.classes
         try:
+            if cell.train_images is not None:
+                images_of_each(cell.train_images, classes)
             with torch.device("meta"):
-                build_model(cell.model(channels, size, cell.classes or facts.classes))
-        except ConfigError as error:
+                build_model(cell.model(channels, size, classes))
+        except ValueError as error:  # ConfigError is one
             varied = {key: getattr(cell, key) for key in study.axes}
             raise ConfigError(f"{study.name}.yaml, cell {varied}: {error}") from None
 

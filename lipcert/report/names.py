@@ -41,9 +41,11 @@ def network_name(network: Record | Architecture) -> str:
 
 
 def data_name(record: Record) -> str:
-    """`CIFAR-100 (20 classes)` for a subset, `CIFAR-10` otherwise."""
-    name = DATASETS.get(record.data.name, record.data.name)
-    return name if record.config.classes is None else f"{name} ({record.data.classes} classes)"
+    """`CIFAR-100 (20 classes, 5,000 images)` for a subset, `CIFAR-10` otherwise."""
+    name, config = DATASETS.get(record.data.name, record.data.name), record.config
+    parts = [] if config.classes is None else [f"{record.data.classes} classes"]
+    parts += [] if config.train_images is None else [f"{config.train_images:,} images"]
+    return f"{name} ({', '.join(parts)})" if parts else name
 
 
 def labelled(records: Sequence[Record]) -> list[tuple[str, Record]]:

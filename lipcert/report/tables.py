@@ -151,7 +151,7 @@ def study_records() -> list[Record]:
 def headline_record(family: str = "liresnet") -> Record | None:
     """The run of a family its page looks into: CIFAR-10's best by VRA at its own radius, else the study's largest."""
     records = [r for r in study_records() if r.config.family == family]
-    cifar10 = [r for r in records if r.data.name == "cifar10" and r.config.classes is None]
+    cifar10 = [r for r in records if data_name(r) == DATASETS["cifar10"]]
     return max(cifar10, key=lambda r: r.vra(r.config.radius), default=max(records, key=_images, default=None))
 
 
