@@ -1,15 +1,19 @@
-"""Record `tightness`: how much of their proven bounds trained networks use, by family and depth.
+"""Records `tightness` and `depth-tightness`: how much of their proven bounds trained networks use, by family and depth.
 
 `python -m benchmarks.tightness_by_depth RUN ...` takes ids of runs (or names or files of networks), searches the
 backbone of each, all layers up to the head, for the pair of points that it moves apart most, and divides by the proven
 bound of that backbone: the comparison that the authors of LiResNet made for two networks. A network of six layers and
 64 channels on CIFAR-10 takes about a minute of one core.
+
+With `--studies FILE ...` in place of runs it takes the cells of study files, of one seed unless `--seeds` says more,
+as far as their networks are kept, and writes the record `depth-tightness`.
 """
 
 import argparse
 import math
 import os
 import time
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import NamedTuple
 
@@ -18,11 +22,16 @@ from torch import nn
 
 from benchmarks.pair_search import pair_search
 from lipcert.chain import chain_bounds
+from lipcert.config import TrainConfig
 from lipcert.data import load_dataset, to_unit
 from lipcert.models import open_network
-from lipcert.records import RecordError, find_record
+from lipcert.paths import local_dir, results_dir
+from lipcert.provenance import tensors_sha256
+from lipcert.records import RecordError, find_record, read_record
 from lipcert.report.checks import measuring
+from lipcert.report.depth_tightness import GOAL
 from lipcert.report.tightness import COLUMNS, published_tightness
+from lipcert.study import load_study
 
 DEPTHS = {3, 6, 12, 18}  # what is asked for, of three families
 
@@ -52,6 +61,28 @@ def facts(name: str, card: dict) -> Facts:
     return Facts(run, card["dataset"], family, depth, width, loss, seed)
 
 
+def cells_of(files: Sequence[str], seeds: Sequence[int]) -> dict[str, TrainConfig]:
+    """The runs of these studies with these seeds, by id."""
+    return {cell.run_id(): cell for file in files for cell in load_study(file).cells if cell.seed in seeds}
+
+
+def kept(run: str) -> bool:
+    """Whether the network of a run is still here."""
+    return any((folder / "models" / f"{run}.safetensors").exists() for folder in (local_dir(), results_dir()))
+
+
+def check_weights(run: str, chain: nn.Sequential) -> None:
+    """That a network is the one of its record, the published one where there is one.
+
+    Raises:
+        ValueError: other weights, of a rerun that came out differently.
+    """
+    path = results_dir() / "runs" / f"{run}.json"
+    record = read_record(path) if path.exists() else find_record(run)[0]
+    if tensors_sha256(chain.state_dict()) != record.model.weights_sha256:
+        raise ValueError(f"network {run}: holds other weights than the run's record says; run it again or publish it")
+
+
 def row(name: str, starts: int, rounds: int, effort: str, device: str) -> tuple[str, ...]:
     """One network: pairs found from the Jacobians near images, between images, and at all; bound; their ratio."""
     start = time.monotonic()
@@ -67,6 +98,38 @@ def row(name: str, starts: int, rounds: int, effort: str, device: str) -> tuple[
     line = (*facts(name, card), *(f"{v:.6g}" for v in numbers), f"{time.monotonic() - start:.0f}")
     print(dict(zip(COLUMNS, line, strict=True)), flush=True)
     return line
+
+
+def measure_studies(cells: Mapping[str, TrainConfig], starts: int, rounds: int, effort: str, device: str) -> None:
+    """The cells of studies as far as their networks are kept, one row each.
+
+    Raises:
+        ValueError: none is kept, or one is another network than its record's.
+    """
+    names = [run for run in cells if kept(run)]
+    if not names:
+        raise ValueError(f"no network of {len(cells)} runs is kept in {local_dir() / 'models'}: run the studies first")
+    for name in names:
+        check_weights(name, open_network(name))
+    target = "a network of every cell of the studies on depth"
+    with measuring(GOAL, "empirical over proven constant by family, depth and budget", target) as found:
+        rows = [row(name, starts, rounds, effort, device) for name in names]
+        ratios: dict[str, list[float]] = {}
+        for name, line in zip(names, rows, strict=True):
+            net, cell = dict(zip(COLUMNS, line, strict=True)), cells[name]
+            key = f"{net['family']} at depth {cell.depth} after {cell.epochs:g} epochs"
+            ratios.setdefault(key, []).append(float(net["ratio"]))
+        refuted = sum(value > 1 + 1e-6 for values in ratios.values() for value in values)
+        lost = len(cells) - len(names)
+        found |= {
+            "measured": f"{len(rows)} networks: "
+            + ", ".join(f"{key} {mean(values):.2f}" for key, values in ratios.items())
+            + f"; {starts} starts each, bounds {effort}; {refuted} bounds refuted"
+            + (f"; {lost} networks of {len(cells)} were not kept" if lost else ""),
+            "verdict": "fell short" if refuted else "in part" if lost else "met",
+            "numbers": {"networks": len(rows), "cells": len(cells), "refuted": refuted},
+            "rows": (COLUMNS, *rows),
+        }
 
 
 def measure(names: list[str], starts: int, rounds: int, effort: str, device: str) -> None:
@@ -98,17 +161,27 @@ def measure(names: list[str], starts: int, rounds: int, effort: str, device: str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="id of a run, name of a shipped network, or a file")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="id of a run, name of a shipped network, or a file")
+    parser.add_argument("--studies", nargs="+", metavar="FILE", help="study files in place of runs")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the studies' runs (default 0)")
     parser.add_argument("--starts", type=int, default=64, help="training images to start from (default 64)")
     parser.add_argument("--rounds", type=int, default=1, help="how often to search through all distances (default 1)")
     parser.add_argument("--effort", choices=("fast", "tight"), default="tight", help="of the bounds (default tight)")
     parser.add_argument("--device", default="cpu", help="where to search: cpu or cuda (default cpu)")
     options = parser.parse_args()
+    if bool(options.runs) == bool(options.studies):
+        parser.error("give runs or --studies, one of the two")
     words = [f"--starts {options.starts} --rounds {options.rounds} --effort {options.effort}", *options.runs]
+    if options.studies:
+        words += ["--seeds", *map(str, options.seeds), "--studies", *options.studies]
     os.environ["LIPCERT_COMMAND"] = f"python -m benchmarks.tightness_by_depth {' '.join(words)}"
     if options.device == "cuda":
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    measure(options.runs, options.starts, options.rounds, options.effort, options.device)
+    how = (options.starts, options.rounds, options.effort, options.device)
+    if options.studies:
+        measure_studies(cells_of(options.studies, options.seeds), *how)
+    else:
+        measure(options.runs, *how)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ class TrainingError(RuntimeError):
     """A run that cannot go on; says what is kept and how to continue."""
 
 
+class Diverged(TrainingError):
+    """Loss, Lipschitz estimate or gradient of a run are not finite."""
+
+
 def check_precision(config: TrainConfig, device: torch.device) -> None:
     """Raises TrainingError for a precision that the device does not have."""
     if config.precision == "tfloat32" and device.type != "cuda":

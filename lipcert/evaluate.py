@@ -37,15 +37,20 @@ _Found = TypeVar("_Found")
 
 
 def write_results(run: Run, status: str) -> Path:
-    """Certify (a finished run only) and write network, per-image radii, curve and record; returns the record's path."""
+    """Certify (a finished run only) and write network, per-image radii, curve and record; returns the record's path.
+
+    Of a run that diverged there is no network: its record has the digest of the parameters as they were left.
+    """
     config, folder = run.config, local_dir()
     run_id = config.run_id()
-    chain = run.network.plain()
-    test = bounds = None
+    test = bounds = file = None
+    chain = run.network if status == "diverged" else run.network.plain()
     if status == "finished":
         split_name = "validation" if config.validation else "test"
         test, bounds = certified_parts(run_id, config, chain, run.data, split_name, run.device)
-    save_network(chain, folder / "models" / f"{run_id}.safetensors", card(run))
+    if status != "diverged":
+        file = f"models/{run_id}.safetensors"
+        save_network(chain, folder / file, card(run))
     write_curve(folder / "curves" / f"{run_id}.csv", run.curve)
     record = Record(
         schema=SCHEMA,
@@ -59,7 +64,7 @@ def write_results(run: Run, status: str) -> Path:
         ),
         model=Model(
             family=config.family, depth=config.depth, width=config.width, parameters=run.network.parameter_count(),
-            weights_sha256=provenance.tensors_sha256(chain.state_dict()), file=f"models/{run_id}.safetensors",
+            weights_sha256=provenance.tensors_sha256(chain.state_dict()), file=file,
         ),
         training=training_part(run, status),
         test=test,

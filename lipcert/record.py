@@ -88,7 +88,9 @@ class Threat(_Part):
 
 class Training(_Part):
     loss: str = Field(description="training loss")
-    status: Literal["finished", "stopped"] = Field(description="stopped: interrupted before its last step, not tested")
+    status: Literal["finished", "stopped", "diverged"] = Field(
+        description="stopped: interrupted before its last step; diverged: its loss is not finite; neither is tested"
+    )
     batch: int = Field(ge=1, description="images per step, generated ones included")
     steps: int = Field(ge=0, description="optimiser steps done")
     images: int = Field(ge=0, description="steps x batch")

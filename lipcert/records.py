@@ -110,7 +110,7 @@ def publish(run: str, model: str | None = None, brief: bool = False) -> Path:
         brief: leave the per-image radii out (half a megabyte for 10,000 images); counts at every radius stay.
 
     Raises:
-        RecordError: unknown run, one that did not finish, one measured on a validation split, or one whose code was
+        RecordError: unknown run, one that was stopped, one measured on a validation split, or one whose code was
             not committed: its numbers could not be regenerated; a bundle to ship that is of some images only.
     """
     record, folder = find_record(run)
@@ -118,12 +118,12 @@ def publish(run: str, model: str | None = None, brief: bool = False) -> Path:
         if model is not None:
             raise RecordError(f"run {record.id} is published already: run it again to ship its network as {model!r}")
         return folder / "runs" / f"{record.id}.json"
-    if record.training.status != "finished" or record.test is None:
-        raise RecordError(f"run {record.id} is {record.training.status}: only finished runs are published")
-    if record.test.split != "test":
-        raise RecordError(
-            f"run {record.id} was measured on the {record.test.split} split: publish a run on the test set"
-        )
+    if record.training.status == "stopped":
+        raise RecordError(f"run {record.id} is stopped: only runs that finished or diverged are published")
+    if record.test is None and model is not None:
+        raise RecordError(f"run {record.id} diverged: it has no network to ship as {model!r}")
+    if record.config.validation:
+        raise RecordError(f"run {record.id} was measured on the validation split: publish a run on the test set")
     if reason := record.not_committed():
         raise RecordError(f"run {record.id} {reason}")
     if model is not None and record.test.bundle:
@@ -132,7 +132,7 @@ def publish(run: str, model: str | None = None, brief: bool = False) -> Path:
             raise RecordError(
                 f"{claims}: counts.images={images}: must be all {record.test.images} of the test split; certify again"
             )
-    radii = None if brief else record.test.radii
+    radii = None if brief or record.test is None else record.test.radii
     for name in (record.training.curve, radii):
         if name:
             target = results_dir() / name
@@ -148,8 +148,7 @@ def publish(run: str, model: str | None = None, brief: bool = False) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         shutil.copyfile(source.with_suffix(".json"), target.with_suffix(".json"))
-    kept = {
-        "model": record.model.model_copy(update={"file": shipped}),
-        "test": record.test.model_copy(update={"bundle": bundle, "radii": radii}),
-    }
+    kept = {"model": record.model.model_copy(update={"file": shipped})}
+    if record.test is not None:
+        kept["test"] = record.test.model_copy(update={"bundle": bundle, "radii": radii})
     return write_record(record.model_copy(update=kept), results_dir())

@@ -24,7 +24,7 @@ from lipcert import kernels
 from lipcert.arithmetic import tensor_float
 from lipcert.config import TrainConfig, steps_of
 from lipcert.data import Dataset
-from lipcert.device import TrainingError, check_precision, pick_device
+from lipcert.device import Diverged, TrainingError, check_precision, pick_device
 from lipcert.linf.ibp import worst_logits
 from lipcert.linf.maps import calibrate, lp_decay
 from lipcert.losses import bottom_logit, ibp_loss, training_loss
@@ -142,12 +142,12 @@ class Run:
         """Means since the last report: accuracy, certified share, loss, Lipschitz estimate, gradient norm.
 
         Raises:
-            TrainingError: one of them is not finite. The gradient spoils the weights a step before the loss shows it.
+            Diverged: one of them is not finite. The gradient spoils the weights a step before the loss shows it.
         """
         means = (self.totals / max(self.since, 1)).tolist()
         *_, loss, lipschitz, gradient_norm = means
         if not np.isfinite([loss, lipschitz, gradient_norm]).all():
-            raise TrainingError(
+            raise Diverged(
                 f"loss={loss}, Lipschitz estimate={lipschitz}, gradient norm={gradient_norm} before step {self.step}: "
                 f"training diverged and the last good checkpoint, if any, is kept; "
                 f"lower lr ({self.config.lr}) or clip ({self.config.clip})"
@@ -158,7 +158,7 @@ class Run:
         """Close an interval: one row of the curve. Waits for the device.
 
         Raises:
-            TrainingError: the loss, the Lipschitz estimate or the gradient is not finite.
+            Diverged: the loss, the Lipschitz estimate or the gradient is not finite.
         """
         accuracy, robust, loss, lipschitz, gradient_norm = self.check_finite()
         self.seconds += seconds

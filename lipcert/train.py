@@ -14,7 +14,7 @@ from typing import Any
 from lipcert.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 from lipcert.config import TrainConfig
 from lipcert.data import Dataset, load_dataset
-from lipcert.device import own_threads
+from lipcert.device import Diverged, own_threads
 from lipcert.evaluate import add_snapshot, write_results
 from lipcert.machine import choose
 from lipcert.paths import local_dir
@@ -50,7 +50,8 @@ def fit(
 
     Raises:
         lipcert.settings.ConfigError, FileNotFoundError, ValueError: unusable settings or data; nothing written.
-        TrainingError: an unfinished run is in the way, or the loss is not finite; the last good checkpoint stays.
+        TrainingError: an unfinished run is in the way, or the loss is not finite; the last good checkpoint stays, and
+            a record with status "diverged".
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, after writing a checkpoint and a record with status "stopped".
     """
     if resume and fresh:
@@ -125,7 +126,12 @@ def _write_note(note: Path, config: TrainConfig) -> None:
 def _fit(run: Run, path: Path, progress: bool, checkpoint_seconds: float) -> Path:
     say = _say if progress else lambda *_: None
     say(f"run {run.config.run_id()}: {run.steps} steps of {run.batch} images on {run.device}{_choices(run)}")
-    finished = _train(run, path, progress, checkpoint_seconds)
+    try:
+        finished = _train(run, path, progress, checkpoint_seconds)
+    except Diverged:
+        if not has_finished_record(run.config.run_id()):
+            write_results(run, status="diverged")
+        raise
     # Before certifying too: whatever happens there, the training is kept.
     save_checkpoint(path, run.state())
     if not finished:

@@ -171,8 +171,23 @@ def test_stopped_runs_are_not_published(mine):
     record = read_record(mine)
     training_part = record.training.model_copy(update={"status": "stopped"})
     write_record(record.model_copy(update={"training": training_part, "test": None, "bounds": None}))
-    with pytest.raises(RecordError, match="only finished runs"):
+    with pytest.raises(RecordError, match="only runs that finished or diverged"):
         publish(record.id)
+
+
+def test_diverged_runs_are_published_without_a_network(mine):
+    record = read_record(mine)
+    kept = {
+        "training": record.training.model_copy(update={"status": "diverged"}),
+        "model": record.model.model_copy(update={"file": None}), "test": None, "bounds": None,
+        "provenance": record.provenance.model_copy(update={"dirty": False}),
+    }  # fmt: skip
+    write_record(record.model_copy(update=kept))
+    with pytest.raises(RecordError, match="no network to ship as 'small'"):
+        publish(record.id, model="small")
+    published = read_record(publish(record.id))
+    assert published.training.status == "diverged" and (results_dir() / published.training.curve).exists()
+    assert list(records_frame("published").index) == []
 
 
 def test_frame_has_a_row_for_every_result(mine):

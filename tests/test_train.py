@@ -14,6 +14,8 @@ from lipcert.device import pick_device
 from lipcert.losses import training_loss
 from lipcert.models import load
 from lipcert.paths import local_dir
+from lipcert.records import find_record, publish, read_record
+from lipcert.report.tables import run_sentence
 from lipcert.run import Run, TrainingError
 from lipcert.settings import parse
 from lipcert.stream import stream_seed
@@ -131,7 +133,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_a_good_checkpoint(spoi
     state = load_checkpoint(checkpoint_of(config))
     assert 0 < state["step"] <= 26
     assert all(tensor.isfinite().all() for tensor in state["network"].values())
-    assert not (local_dir() / "runs").exists()
+    record, folder = find_record(config.run_id())
+    assert (record.training.status, record.training.steps, record.test) == ("diverged", 26, None)
+    assert record.model.file is None and (folder / record.training.curve).exists()
+    assert not (local_dir() / "models").exists()
+    published = read_record(publish(record.id)) if record.provenance.dirty is False else record
+    assert "diverged after 26 steps" in run_sentence(published)
 
 
 def test_absurd_learning_rate_ends_in_a_clear_error_or_a_valid_record():
