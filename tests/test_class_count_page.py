@@ -22,13 +22,13 @@ from lipcert.report.class_count_runs import (
     Difference,
     Point,
     clean,
-    counting_interval,
     difference,
     gap,
     load,
     ratio,
     vra,
 )
+from lipcert.report.intervals import count_interval
 
 
 @pytest.fixture(autouse=True)
@@ -142,11 +142,11 @@ def test_a_sign_needs_every_pair_of_three_draws(pairs, sign):
 
 
 @pytest.mark.parametrize(("count", "images"), [(0, 50), (50, 50), (7, 50), (623, 1000)])
-def test_counting_interval_against_the_binomial_sum(count, images):
+def test_count_interval_against_the_binomial_sum(count, images):
     def at_most(k: int, share: float) -> float:
         return math.fsum(math.comb(images, i) * share**i * (1 - share) ** (images - i) for i in range(k + 1))
 
-    low, high = (end / 100 for end in counting_interval(count, images))
+    low, high = (end / 100 for end in count_interval(count, images))
     assert low <= count / images <= high
     assert (count == 0 and low == 0) or 1 - at_most(count - 1, low) == pytest.approx(0.025, rel=1e-6)
     assert (count == images and high == 1) or at_most(count, high) == pytest.approx(0.025, rel=1e-6)

@@ -11,7 +11,10 @@ from made import make_record
 from lipcert.paths import ROOT
 from lipcert.records import write_record
 from lipcert.report import depth, depth_bounds, depth_curves, depth_gains, depth_runs, depth_tightness
-from lipcert.report.depth_runs import Estimate, View, contrast, count_interval, pair_range
+from lipcert.report.depth_runs import (
+    View,
+)
+from lipcert.report.intervals import Estimate, contrast, count_interval, pair_range
 from lipcert.report.svg import Figure
 from lipcert.settings import ConfigError
 

@@ -17,7 +17,7 @@ from lipcert.provenance import tensors_sha256
 from lipcert.records import write_record
 from lipcert.report import depth, depth_bounds, depth_curves, depth_gains, depth_runs, depth_tightness
 from lipcert.report.checks import load_checks
-from lipcert.report.depth_runs import Estimate
+from lipcert.report.intervals import Estimate
 from lipcert.report.svg import canvas
 
 

@@ -284,13 +284,3 @@ def looks(points: Iterable[Point], images: int) -> tuple[Point, ...]:
                 counts = (point.images, look.clean, look.certified_correct)
                 found.append(Point(point.classes, *counts, point.draw, None, point.record))
     return tuple(found)
-
-
-def counting_interval(count: int, images: int, level: float = 0.95) -> tuple[float, float]:
-    """Clopper and Pearson's exact interval of a share, per cent: what so many images leave open by counting alone."""
-    from scipy.special import betaincinv
-
-    tail = (1 - level) / 2
-    low = betaincinv(count, images - count + 1, tail) if count else 0.0
-    high = betaincinv(count + 1, images - count, 1 - tail) if count < images else 1.0
-    return 100 * float(low), 100 * float(high)

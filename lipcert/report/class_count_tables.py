@@ -19,12 +19,12 @@ from lipcert.report.class_count_runs import (
     Measure,
     Point,
     clean,
-    counting_interval,
     difference,
     gap,
     ratio,
     vra,
 )
+from lipcert.report.intervals import count_interval
 from lipcert.report.names import DATASETS, network_name
 from lipcert.report.published import EVIDENCE, Row, load_published
 from lipcert.report.tables import Markdown, table
@@ -178,7 +178,7 @@ def accuracy_words(evidence: Evidence) -> Markdown:
     said = []
     if points := evidence.at(IMAGES, evidence.few):
         shares, middle = [p.vra for p in points], sorted(points, key=vra)[len(points) // 2]
-        low, high = counting_interval(middle.certified, middle.images)
+        low, high = count_interval(middle.certified, middle.images)
         said.append(
             f"A draw of {evidence.few} classes has {middle.images:,} test images: counting alone leaves a VRA of "
             f"{middle.vra:.1f} % open between {low:.1f} and {high:.1f} % (Clopper-Pearson, 95 %)."

@@ -9,7 +9,6 @@ import statistics
 from lipcert.report.depth_gains import ahead, focus, verdict
 from lipcert.report.depth_runs import (
     COLOURS,
-    CONFIDENCE,
     DEEP,
     MARKERS,
     NAMES,
@@ -19,14 +18,13 @@ from lipcert.report.depth_runs import (
     Budget,
     View,
     budgets,
-    contrast,
-    count_interval,
     counted,
     families,
     progress,
     recipe,
     untrained,
 )
+from lipcert.report.intervals import CONFIDENCE, contrast, count_interval
 from lipcert.report.published import EVIDENCE, load_published
 from lipcert.report.svg import INK, WIDTH, Figure, canvas, finish
 from lipcert.report.tables import Markdown, table

@@ -19,12 +19,11 @@ from lipcert.report.depth_runs import (
     SHALLOW,
     Arm,
     Budget,
-    Estimate,
     View,
     budgets,
-    contrast,
     counted,
 )
+from lipcert.report.intervals import Estimate, contrast
 from lipcert.report.speed_runs import curve
 from lipcert.report.svg import BLUE, FAINT, GREEN, INK, PURPLE, VERMILLION, WIDTH, Figure, canvas, finish
 from lipcert.report.tables import Markdown, table

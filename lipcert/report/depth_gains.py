@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from lipcert.report.depth_runs import (
     COLOURS,
-    CONFIDENCE,
     DEEP,
     MARKERS,
     NAMES,
@@ -14,14 +13,12 @@ from lipcert.report.depth_runs import (
     SHALLOW,
     Arm,
     Budget,
-    Estimate,
     View,
     budgets,
-    contrast,
     counted,
     families,
-    pair_range,
 )
+from lipcert.report.intervals import CONFIDENCE, Estimate, contrast, pair_range
 from lipcert.report.names import DATASETS
 from lipcert.report.published import EVIDENCE
 from lipcert.report.svg import FAINT, INK, WIDTH, Figure, canvas, finish

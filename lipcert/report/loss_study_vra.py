@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lipcert.report import matrices
-from lipcert.report.class_count_runs import counting_interval
+from lipcert.report.intervals import count_interval
 from lipcert.report.loss_study import (
     AHEAD,
     BEHIND,
@@ -124,7 +124,7 @@ def _sharpness(study: LossStudy, classes: int) -> str:
     halves = []
     for run in runs:
         count = run.result(study.radius, study.guarantee).certified_correct
-        low, high = counting_interval(count, run.test.images)
+        low, high = count_interval(count, run.test.images)
         halves.append((high - low) / 2)
     return (
         f"One run's share of {runs[0].test.images:,} test images stands for all such images to within "
