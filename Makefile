@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PAGE := _build/html/index.html
 
-.PHONY: study test quick bench book book-check install format clean help
+.PHONY: study workflow test quick bench book book-check install format clean help
 
 study: $(STAMP)  ## train a small network on the embedded digits, certify it, build the book
 	mkdir -p results/local/notebooks
@@ -16,6 +16,9 @@ study: $(STAMP)  ## train a small network on the embedded digits, certify it, bu
 	@echo
 	@$(BIN)/lipcert runs latest
 	@echo "The book: $(CURDIR)/$(PAGE)"
+
+workflow: $(STAMP)  ## every run of the study that is missing, then the book; hours. What is missing: .venv/bin/snakemake -n
+	$(BIN)/snakemake --cores 2
 
 book: $(STAMP)  ## render the report from results/
 	$(BIN)/jupyter-book build book/ -W -n --keep-going
