@@ -99,7 +99,7 @@ def test_the_interval_of_the_ceiling_is_the_profile_of_an_optimiser():
     least = min(rest(top) for top in np.linspace(0.58, 0.7, 241))
     allowed = least * (1 + stats.f.ppf(0.95, 1, 6) / 6)
     inside = [top for top in np.linspace(0.55, 1, 901) if rest(top) <= allowed]
-    assert fit.flattens and (fit.top.low, fit.top.high) == pytest.approx((100 * inside[0], 100 * inside[-1]), abs=0.4)
+    assert fit.flattens and (fit.top.low, fit.top.high) == pytest.approx((100 * inside[0], 100 * inside[-1]), abs=0.1)
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():

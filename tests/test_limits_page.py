@@ -199,6 +199,7 @@ def test_the_way_from_our_largest_run_to_the_published_ones():
     best = max((p for p in found_of(cells).published if not p.generated), key=lambda p: float(p.row.value))
     mean = (float(best.row.value) - cells[-1].vra) / math.log2(best.operations / 1e16)
     assert f"{mean:+.2f} points for each doubling" in words and "gain more on the way" in words
+    assert "and 4.0 times the operations" in words and f"would bring {2 * mean:+.1f} at that rate" in words
     steep = found_of([cell(30 + 4 * k + (-1) ** k * 0.1, 1e12 * 2**k) for k in range(7)])
     assert "bends in between" in limits_words.published_words(steep)
     assert "takes more operations" in limits_words.published_words(found_of([cell(60, 1e25)]))

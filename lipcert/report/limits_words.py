@@ -283,7 +283,7 @@ def published_words(found: Found) -> Markdown:
         f"generated images, {best.row.model} with {best.row.value} %, it is a factor of {times:,.0f} in operations and "
         f"{float(best.row.value) - last.vra:+.1f} points: {mean:+.2f} points for each doubling on average."
     )
-    return Markdown(" ".join(filter(None, (text, _beside(found, last, mean), _more_images(found, best)))))
+    return Markdown(" ".join(filter(None, (text, _beside(found, last, mean), _more_images(found, best, mean)))))
 
 
 def _beside(found: Found, last: Cell, mean: float) -> str:
@@ -299,15 +299,17 @@ def _beside(found: Found, last: Cell, mean: float) -> str:
     return f"Our fit has {_interval(end, '+.2f')} at its end. {verdict}"
 
 
-def _more_images(found: Found, plain: Published) -> str:
-    """What generated images brought at about as many operations."""
+def _more_images(found: Found, plain: Published, mean: float) -> str:
+    """What generated images brought, beside what their operations alone would at `mean` points a doubling."""
     same = [each for each in found.published if each.generated and each.row.model == plain.row.model]
-    rest = [each for each in found.published if each.generated]
+    rest = same or [each for each in found.published if each.generated]
     if not rest:
         return ""
-    best = max(same or rest, key=lambda each: float(each.row.value))
-    gain = float(best.row.value) - float(plain.row.value)
+    best = max(rest, key=lambda each: float(each.row.value))
+    gain, times = float(best.row.value) - float(plain.row.value), best.operations / plain.operations
+    expected = mean * math.log2(times)
+    verdict = "out there new images count, and not operations alone" if gain > expected else "no more than that"
     return (
-        f"With generated images {best.row.model} has {best.row.value} %, {gain:+.1f} points: out there new images "
-        "count, and not operations alone."
+        f"With generated images, and {times:.1f} times the operations, {best.row.model} has {best.row.value} %: "
+        f"{gain:+.1f} points, where the operations alone would bring {expected:+.1f} at that rate; {verdict}."
     )
