@@ -132,9 +132,10 @@ def fill(folder: Path) -> None:
     training = record.training.model_copy(update={"curve": curve})
     write_record(record.model_copy(update={"training": training}), folder)
     paper = make_record(load_config(V1), (6543, 5000, 100), images=10_000)
-    radii = [(0, 0, 0.2 if i < 6543 else 0.0, 0.2) if i < 8000 else (0, 1, 0.0, 0.0) for i in range(10_000)]
+    reach = [0.2 * (i < 6543) for i in range(8000)], [0.2 * (i < 6546) for i in range(8000)]
+    radii = [(0, 0, reach[0][i], reach[1][i]) if i < 8000 else (0, 1, 0.0, 0.0) for i in range(10_000)]
     paper = paper.model_copy(
-        update={"test": paper.test.model_copy(update={"results": paper.test.results[:1]})},
+        update={"test": paper.test.model_copy(update={"results": paper.test.results[:2]})},
     )
     write_record(add_radii(paper, folder, radii), folder)
     write_record(make_record(digits(seed=1), status="stopped"))

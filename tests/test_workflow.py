@@ -286,7 +286,7 @@ def test_killed_twice_it_makes_the_rest_and_goes_on_from_the_checkpoint(file, tm
 
     process = start("three", "bad")
     output = said(process)
-    assert process.returncode == 1 and f"{bad.id}: TrainingError: loss=nan" in output, output
+    assert process.returncode == 1 and f"{bad.id}: Diverged: loss=nan" in output, output
     assert to_train(output) <= {second, third, bad.id} and records[first].stat().st_mtime_ns == untouched
     assert finished(records[second]) and finished(records[third]) and not records[bad.id].exists()
     resumed = read_record(records[second])
