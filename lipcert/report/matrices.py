@@ -181,20 +181,20 @@ def _convolutions(config: TrainConfig) -> int:
 # --------------------------------------------------------------------------------------------------------------- tables
 def plan_table() -> Markdown:
     """Every matrix: question, runs, images, operations, predicted hours and what the records have."""
-    head = ("experiment", "matrix", "question", "runs", "images, 10⁶", "operations, 10¹²", "core-hours", "made")
+    head = ("matrix", "question", "runs", "images, 10⁶", "operations, 10¹²", "core-hours", "made")
     plan, rows = matrices(), []
     for matrix in plan:
         ran = list(_ran(matrix))
         spent = f", {sum(seconds for _, seconds in ran) / 3600:.2f} h" if ran else ""
         rows.append(
             (
-                f"{matrix.experiment}, {matrix.title}", f"`{matrix.study.name}`", matrix.question,
+                f"{matrix.experiment}, {matrix.title}<br>`{matrix.study.name}`", matrix.question,
                 f"{len(matrix.own)}" + (f" + {len(matrix.shared)} shared" if matrix.shared else ""), *_sizes([matrix]),
                 f"{len(ran)} of {len(matrix.own)}{spent}",
             )
         )  # fmt: skip
-    rows.append(("all", "", "", sum(len(matrix.own) for matrix in plan), *_sizes(plan), ""))
-    return table(head, rows, right=(3, 4, 5, 6))
+    rows.append(("all", "", sum(len(matrix.own) for matrix in plan), *_sizes(plan), ""))
+    return table(head, rows, right=(2, 3, 4, 5))
 
 
 def _sizes(plan: Sequence[Matrix]) -> tuple[str, str, str]:
