@@ -1,5 +1,6 @@
 """The study as a workflow: what is missing, what is made, and what a kill leaves for the next time."""
 
+import contextlib
 import csv
 import errno
 import fcntl
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 import yaml
 from made import make_record
@@ -49,11 +51,11 @@ def file(tmp_path):
 
 
 def snakemake(*arguments, cwd, snakefile=SNAKEFILE, **variables):
-    """Started in a process group of its own, with what it says in a pipe."""
+    """Started, with what it says in a pipe."""
     command = [sys.executable, "-m", "snakemake", "-s", str(snakefile), *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True, **pipes)
+    return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
 
 
 def said(process):
@@ -255,7 +257,7 @@ def wait_for(condition, process=None, seconds=300):
 @pytest.mark.slow
 def test_killed_twice_it_makes_the_rest_and_goes_on_from_the_checkpoint(file, tmp_path, monkeypatch):
     diverging = {"family": "resnet", "depth": 12, "branch_scale": 1.0, "lr": 10.0, "clip": 1e9, "optimizer": "adam"}
-    (bad,), path = cells_of(file("bad", **diverging)), file("three", matrix={"steps": [8, 1500, 12]})
+    (bad,), path = cells_of(file("bad", **diverging)), file("three", matrix={"steps": [8, 1000, 12]})
     cells = cells_of(path)
     first, second, third = (cell.id for cell in cells)
     records = {run: local_dir() / "runs" / f"{run}.json" for run in (first, second, third, bad.id)}
@@ -266,20 +268,22 @@ def test_killed_twice_it_makes_the_rest_and_goes_on_from_the_checkpoint(file, tm
         return snakemake("-c1", *targets, "--config", f"studies={path.parent}", cwd=tmp_path)
 
     def killed_in_the_second(number):
-        """It and its job, as by the end of a session or a power cut."""
+        """With all of its processes, as by a batch system or a power cut."""
         log.unlink(missing_ok=True)
         process = start("three")
-        wait_for(lambda: log.exists() and f"{second}: 1500 steps" in log.read_text(), process)
-        time.sleep(1)
-        os.killpg(process.pid, number)
+        wait_for(lambda: log.exists() and f"{second}: 1000 steps" in log.read_text(), process)
+        time.sleep(0.5)
+        for each in (*psutil.Process(process.pid).children(recursive=True), process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.send_signal(number)
         said(process)
 
     put(cells[0].config)
     untouched = records[first].stat().st_mtime_ns
     killed_in_the_second(signal.SIGTERM)
-    wait_for(records[second].exists)  # the kernel was told to stop, and has a little left to do
+    wait_for(records[second].exists)  # the kernel has a little left to do
     stopped = json.loads(records[second].read_text())["training"]
-    assert checkpoint.exists() and stopped["status"] == "stopped" and 0 < stopped["steps"] < 1500
+    assert checkpoint.exists() and stopped["status"] == "stopped" and 0 < stopped["steps"] < 1000
     rows = times(read_record(records[second]))
     killed_in_the_second(signal.SIGKILL)
     assert checkpoint.exists() and not finished(records[second])

@@ -13,26 +13,27 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
+
+import psutil
 
 from lipcert.paths import ROOT, local_dir
 from workflow.cells import Cell, Finished, cell_of
 
 _STOPPED = 130  # exit status, as of a program that Ctrl-C ended
-# For a kernel to stop: the step it is in, the checkpoint, the record. First if it was told to, then after we tell it.
+# For the kernel to stop: the step it is in, the checkpoint, the record. First if it was told to, then after we tell it.
 # Together less than the 30 seconds that SLURM waits.
-_SECONDS_ALONE, _SECONDS_TOLD = 4, 20.0
+_SECONDS_ALONE, _SECONDS_TOLD = 4, 20
 
 
 def main(stamp: str, file: str, *picks: str) -> int:
     """Make the run unless it is there; 0 with a record, 1 after a run that could not go on, 130 after a stopped one."""
     cell = cell_of(Path(file), picks)
+    notebook = Path(stamp).absolute().with_suffix(".ipynb")
     with _alone(cell.id):
-        if Finished.read().path_of(cell) is None and (
-            status := _train(cell, Path(stamp).absolute().with_suffix(".ipynb"))
-        ):
+        if Finished.read().path_of(cell) is None and (status := _train(cell, notebook)):
             return status
     path = Finished.read().path_of(cell)
     print(path)
@@ -42,7 +43,7 @@ def main(stamp: str, file: str, *picks: str) -> int:
 
 def _train(cell: Cell, notebook: Path) -> int:
     import papermill
-    from traitlets.config import Config
+    from nbclient.exceptions import DeadKernelError
 
     os.environ["LIPCERT_COMMAND"] = cell.command()
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of every setting that the notebook does not list
@@ -56,15 +57,20 @@ def _train(cell: Cell, notebook: Path) -> int:
             progress_bar=False,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
-            config=Config({"KernelManager": {"shutdown_wait_time": _SECONDS_TOLD}}),
         )
     except papermill.PapermillExecutionError as error:
-        print(f"{cell.id}: {error.ename}: {error.evalue}\nThe whole story is in {notebook}", file=sys.stderr)
-        return _STOPPED if error.ename == "KeyboardInterrupt" else 1
+        if error.ename != "KeyboardInterrupt":
+            print(f"{cell.id}: {error.ename}: {error.evalue}\nThe whole story is in {notebook}", file=sys.stderr)
+            return 1
     except KeyboardInterrupt:
-        print(f"{cell.id}: stopped; the workflow goes on from the run's checkpoint", file=sys.stderr)
-        return _STOPPED
-    return 0
+        pass
+    except DeadKernelError:
+        print(f"{cell.id}: its kernel died: killed, perhaps for its memory", file=sys.stderr)
+        return 1
+    else:
+        return 0
+    print(f"{cell.id}: stopped; the workflow goes on from the run's checkpoint", file=sys.stderr)
+    return _STOPPED
 
 
 @contextmanager
@@ -84,18 +90,33 @@ def _alone(run: str) -> Iterator[None]:
 
 
 def _stop_soon(*_: object) -> None:
-    """A batch system sends SIGTERM to the kernel, too. A second one, ours, would end it before its checkpoint."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGALRM, _interrupt)
+    """A batch system sends SIGTERM to the kernel, too. A second signal, ours, would end it before its checkpoint."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, _stop)
     signal.alarm(_SECONDS_ALONE)
 
 
-def _interrupt(*_: object) -> NoReturn:
+def _stop(*_: object) -> None:
+    """The run's own way to stop: papermill's would close the kernel's sockets while the checkpoint is written."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, _give_up)
+    signal.alarm(_SECONDS_TOLD)
+    kernels = psutil.Process().children()
+    for kernel in kernels:
+        with suppress(psutil.NoSuchProcess):
+            kernel.send_signal(signal.SIGINT)
+    if not kernels:
+        _give_up()
+
+
+def _give_up(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _stop_soon)
+    signal.signal(signal.SIGINT, _stop)
     try:
         sys.exit(main(*sys.argv[1:]))
     except KeyboardInterrupt:
