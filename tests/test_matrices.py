@@ -62,7 +62,7 @@ def test_classes_are_drawn_five_times_nested_and_every_run_sees_as_many_images()
     named = [m for m in PLAN if m.study.name.startswith(("class-count", "losses"))]
     assert {matrices.seen(cell) for matrix in named for cell in matrix.study.cells} == {249_856}
     every = [cell for matrix in named for cell in matrix.study.cells]
-    varied = {"classes", "class_seed", "seed", "loss", "robust_weight", "train_images"}
+    varied = {"classes", "class_seed", "seed", "loss", "robust_weight", "plain_weight", "train_images"}
     assert all(differences(every[0], cell) <= varied for cell in every)
 
 
@@ -81,11 +81,12 @@ def test_images_in_total_are_fixed_by_fewer_of_a_class_and_nothing_else():
 @pytest.mark.parametrize("name", ["losses-10", "losses-100"])
 def test_losses_are_compared_at_equal_everything_and_share_the_runs_of_emma(name):
     assert {cell.robust_weight for cell in cells(f"{name}-trades")} == {"2"}  # at 1 TRADES-KL is GloRo's loss
-    for one, other in itertools.combinations((*cells(name), *cells(f"{name}-trades")), 2):
+    every = [cell for suffix in ("", "-margin", "-trades") for cell in cells(name + suffix)]
+    for one, other in itertools.combinations(every, 2):
         if (one.seed, one.class_seed) == (other.seed, other.class_seed):
-            assert differences(one, other) - {"robust_weight"} == {"loss"}
+            assert differences(one, other) - {"robust_weight", "plain_weight"} == {"loss"}
     assert {cell.loss for cell in BY_NAME[name].shared} == {"emma"} and len(BY_NAME[name].shared) == 3
-    assert len({cell.loss for cell in (*cells(name), *cells(f"{name}-trades"))}) == 7
+    assert len({cell.loss for cell in every}) == 7
 
 
 def test_families_are_compared_over_depth_with_one_recipe():
@@ -95,7 +96,7 @@ def test_families_are_compared_over_depth_with_one_recipe():
     short = {cell.depth: cell for name in ("depth-liresnet", "depth-liresnet-24") for cell in cells(name)[::-1]
              if (cell.epochs, cell.seed) == (6, 0)}  # fmt: skip
     for cell in cells("depth-convnet"):
-        assert differences(short[cell.depth], cell) == {"family"}
+        assert differences(short[cell.depth], cell) == {"family", "lr"}
 
 
 def test_depth_is_trained_by_the_recipe_of_the_speed_run():

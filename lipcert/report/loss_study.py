@@ -6,6 +6,7 @@ pairs tell among themselves.
 """
 
 import functools
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,10 +175,12 @@ def _arm(
 
 
 def title_of(cell: TrainConfig) -> str:
-    """`EMMA`; with its weight where that is not the usual one: `TRADES-KL, weight 2`."""
+    """`EMMA`; with its weight where that is not the usual one: `TRADES-KL, weight 2`, a schedule `weight 1 to 0.01`."""
     key = WEIGHTS.get(cell.loss)
-    usual = key is None or getattr(cell, key) == TrainConfig.model_fields[key].default
-    return LOSSES[cell.loss] + ("" if usual else f", weight {getattr(cell, key)}")
+    if key is None or (weight := getattr(cell, key)) == TrainConfig.model_fields[key].default:
+        return LOSSES[cell.loss]
+    values = " to ".join(re.findall(r"\[(.+?)\]", weight)) or weight
+    return f"{LOSSES[cell.loss]}, weight {values}"
 
 
 # -------------------------------------------------------------------------------------------------- reading differences
