@@ -16,6 +16,7 @@ from lipcert.arithmetic import tensor_float
 from lipcert.config import TrainConfig
 from lipcert.data import Dataset, to_unit
 from lipcert.data.splits import SPLIT_SEED, draw_order
+from lipcert.margin_statistics import boundary_distances
 from lipcert.models import Network
 from lipcert.radius import Radius
 
@@ -92,8 +93,6 @@ def limiting(logits_BK: Tensor, labels_B: Tensor, margin_KK: Tensor) -> tuple[Te
     Args:
         logits_BK: (B, K). labels_B: (B,) int64. margin_KK: margin Lipschitz matrix (K, K), 0 on its diagonal.
     """
-    own_BK = torch.zeros_like(logits_BK, dtype=torch.bool).scatter(1, labels_B[:, None], True)
-    highest_B = logits_BK.masked_fill(own_BK, -torch.inf).argmax(1)
-    margin_BK = logits_BK.gather(1, labels_B[:, None]) - logits_BK
-    distance_B, nearest_B = (margin_BK / margin_KK[labels_B]).masked_fill(own_BK, torch.inf).min(1)
+    highest_B = logits_BK.scatter(1, labels_B[:, None], -torch.inf).argmax(1)
+    distance_B, nearest_B = boundary_distances(logits_BK, labels_B, margin_KK).min(1)
     return highest_B, nearest_B, distance_B

@@ -246,6 +246,14 @@ def test_a_changed_file_asks_for_its_changed_runs_and_for_no_others(file, tmp_pa
     assert "The study has 4 runs: 1 published, 1 yours, 2 missing." in output
 
 
+def test_a_published_run_that_diverged_is_there_and_your_own_is_not(file):
+    mine, theirs = cells_of(file("small", matrix={"seed": [0, 1]}))
+    put(mine.config, status="diverged")
+    put(theirs.config, results_dir(), status="diverged")
+    found = Finished.read()
+    assert found.path_of(mine) is None and found.path_of(theirs) == results_dir() / "runs" / f"{theirs.id}.json"
+
+
 def wait_for(condition, process=None, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():

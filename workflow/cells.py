@@ -91,7 +91,7 @@ def _is_study(file: Path) -> bool:
 
 @dataclass(frozen=True)
 class Finished:
-    """The records of finished runs by id: the study's published ones, and yours."""
+    """Records by id: the study's published ones, also of runs that diverged and will again, and your finished ones."""
 
     published: dict[str, Record]
     own: dict[str, Record]
@@ -103,7 +103,7 @@ class Finished:
         Raises:
             lipcert.records.RecordError: names the published record.
         """
-        return cls(records_by_id(load_records()), records_by_id(local_records()[0]))
+        return cls({record.id: record for record in load_records()}, records_by_id(local_records()[0]))
 
     def path_of(self, cell: Cell) -> Path | None:
         """Where the record of a cell lies, the published one first; None while it is missing."""
