@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--arithmetic", default="float64", choices=("float64", "float32"))
     bench.set_defaults(run=_bench)
 
-    runs = commands.add_parser("runs", help="list, show and publish run records").add_subparsers(required=True)
+    runs = commands.add_parser("runs", help="list, show, repeat and publish run records").add_subparsers(required=True)
     listing = runs.add_parser("list", help="all runs, yours and the published ones")
     listing.set_defaults(run=_runs_list)
     latest = runs.add_parser("latest", help="your newest run in one sentence")
@@ -128,6 +128,12 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("id", help="id or its unique beginning")
     again.add_argument("--effort", default="tight", choices=("fast", "tight", "exact"), help="default tight")
     again.set_defaults(run=_runs_certify)
+
+    repeat = runs.add_parser("repeat", help="make a run again from its record and compare, bit for bit")
+    repeat.add_argument("id", help="id or its unique beginning")
+    repeat.add_argument("--quiet", action="store_true", help="no progress bar")
+    repeat.add_argument("--download", action="store_true", help="download a missing data set")
+    repeat.set_defaults(run=_runs_repeat)
 
     readme = commands.add_parser("readme", help="refresh the README's figure and table from results/")
     readme.set_defaults(run=_readme)
@@ -248,6 +254,12 @@ def _runs_publish(options: argparse.Namespace) -> int:
 
     print(publish(options.id, options.model, options.brief))
     return 0
+
+
+def _runs_repeat(options: argparse.Namespace) -> int:
+    from lipcert.commands import repeat_run
+
+    return repeat_run(options.id, progress=not options.quiet, download=options.download)
 
 
 def _readme(options: argparse.Namespace) -> int:

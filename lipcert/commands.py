@@ -227,3 +227,16 @@ def show_run(run: str) -> int:
     print(f"record: {folder / 'runs' / (record.id + '.json')}\n\nsettings:")
     print(yaml.safe_dump(record.config.model_dump(mode="json"), sort_keys=False))
     return 0
+
+
+def repeat_run(run: str, progress: bool, download: bool) -> int:
+    """Make a run again from its record and print what came out the same; 1 where anything differs."""
+    from lipcert.repeat import repeat
+
+    found = repeat(run, progress, download)
+    for part, verdict, extent in found.parts:
+        print(f"{part:<24}{verdict:<12}{extent}".rstrip())
+    for name, then, now in found.circumstances:
+        print(f"{name}: {then} then, {now} now")
+    print(f"{found.then.id} {'is reproduced' if found.same else 'is not reproduced bit for bit'}: {found.path}")
+    return 0 if found.same else 1
