@@ -69,14 +69,20 @@ def _draw(evidence: Evidence, name: str, measures: Sequence[Measure], label: str
 def _line(axes: "Axes", evidence: Evidence, arm: str, measure: Measure) -> None:
     colour, marker, dash = _STYLES[arm]
     points = {n: [measure(p) for p in each] for n, each in sorted(evidence.points[arm].items()) if each}
-    curve = {n: statistics.fmean(values) for n, values in points.items()}
-    if arm == RESTRICTED:  # all draws of the check, and counts that nothing was trained at
-        curve |= {n: _broad(each, measure) for n, each in evidence.broad.items() if n < evidence.many}
+    curve = _curve(evidence, arm, measure)
     style = {"color": colour, "marker": marker, "linestyle": dash, "linewidth": 1.6, "markersize": 5.5}
     style |= {"markerfacecolor": "none"} if measure is clean else {"label": ARMS[arm]}
-    axes.plot([n * _SHIFT[arm] for n in sorted(curve)], [curve[n] for n in sorted(curve)], **style)
+    axes.plot([n * _SHIFT[arm] for n in curve], list(curve.values()), **style)
     for n, values in points.items():
         axes.plot([n * _SHIFT[arm]] * 2, [min(values), max(values)], color=colour, linewidth=3.5, alpha=0.35)
+
+
+def _curve(evidence: Evidence, arm: str, measure: Measure) -> dict[int, float]:
+    """The mean at every count, ascending."""
+    found = {n: mean(points, measure) for n, points in evidence.points[arm].items() if points}
+    if arm == RESTRICTED:  # all draws of the check, and counts that nothing was trained at
+        found |= {n: _broad(each, measure) for n, each in evidence.broad.items() if n < evidence.many}
+    return dict(sorted(found.items()))
 
 
 def _broad(each: Broad, measure: Measure) -> float:
@@ -87,10 +93,10 @@ def _said(evidence: Evidence, arms: Sequence[str], measures: Sequence[Measure]) 
     names = {clean: ("clean", 1), vra: ("VRA", 1), ratio: ("", 3)}
     parts = []
     for arm in arms:
+        curves = {measure: _curve(evidence, arm, measure) for measure in measures}
         places = ", ".join(
-            f"{n} classes {' and '.join(f'{names[m][0]} {mean(points, m):.{names[m][1]}f}'.strip() for m in measures)}"
-            for n, points in sorted(evidence.points[arm].items())
-            if points
+            f"{n} classes {' and '.join(f'{names[m][0]} {curves[m][n]:.{names[m][1]}f}'.strip() for m in measures)}"
+            for n in curves[measures[0]]
         )
         parts.append(f"{ARMS[arm].capitalize()}: {places}.")
     return " ".join(parts)

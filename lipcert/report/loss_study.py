@@ -219,12 +219,12 @@ def spread(values: Iterable[float], digits: int = 2, unit: str = " %") -> str:
     return f"{mean}, one run" if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def signed(values: Sequence[float], digits: int = 2) -> str:
-    """Mean and every pair: `-1.20 (-1.50, -1.10, -1.00)`."""
+def signed(values: Sequence[float], digits: int = 2, unit: str = "") -> str:
+    """Mean and every pair: `-1.20 points (-1.50, -1.10, -1.00)`, `-1.50 points, one pair`."""
     if not values:
         return NOT_RUN
     each = f" ({', '.join(f'{value:+.{digits}f}' for value in values)})" if len(values) > 1 else ", one pair"
-    return f"{statistics.fmean(values):+.{digits}f}{each}"
+    return f"{statistics.fmean(values):+.{digits}f}{unit}{each}"
 
 
 def listed(words: Sequence[str]) -> str:

@@ -142,11 +142,13 @@ def scaling_answer(study: LossStudy) -> Markdown:
     few, many = study.counts[0], study.counts[-1]
     if sides[BETTER]:
         end = f"By our data yes: beside EMMA {listed(sides[BETTER])} stood better at {many} classes than at {few}"
-    elif len(sides[WORSE]) == len(read):
+    elif len(sides[WORSE]) == len(study.rivals):
         end = f"By our data no: beside EMMA all {len(read)} stood worse at {many} classes than at {few}"
+    elif len(sides[WORSE]) == len(read):
+        end = f"None that was run in full: beside EMMA {listed(read)} stood worse at {many} classes than at {few}"
     else:
         end = f"Our data show none that would, and do not decide it for {listed(sides[EVEN])}"
-    worse = f" Scaled worse: {listed(sides[WORSE])}." if sides[WORSE] else ""
+    worse = f" Scaled worse: {listed(sides[WORSE])}." if 0 < len(sides[WORSE]) < len(read) else ""
     fall = found[EMMA].ends()
     text = (
         f"{start} {end}.{worse} EMMA itself goes from {fall[0]:.2f} to {fall[1]:.2f} % as classes go from {few} to "
@@ -203,7 +205,8 @@ def _end(study: LossStudy, classes: int) -> str:
     emma, gloro = (spread(study.arm(classes, title).vra.values()) for title in (EMMA, GLORO))
     told = _told(verdict(gaps), {AHEAD: "GloRo is ahead", BEHIND: "EMMA is ahead"})
     return (
-        f"*Final VRA* at {classes} classes: EMMA {emma}, GloRo {gloro}; GloRo minus EMMA {signed(gaps)} points: {told}."
+        f"*Final VRA* at {classes} classes: EMMA {emma}, GloRo {gloro}; GloRo minus EMMA "
+        f"{signed(gaps, unit=' points')}: {told}."
     )
 
 

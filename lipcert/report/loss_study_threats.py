@@ -166,7 +166,10 @@ def argument_words(study: LossStudy) -> Markdown:
     classes = study.counts[-1] if study.counts else 0
     turning, better = gaps(study, classes, GLORO), study.gaps(classes, GLORO)
     words = verdict(turning, MORE, LESS), verdict(better)
-    told = f"GloRo minus EMMA at {classes} classes: changed threats {signed(turning, 1)} points, VRA {signed(better)}."
+    told = (
+        f"GloRo minus EMMA at {classes} classes: changed threats {signed(turning, 1, ' points')}, VRA "
+        f"{signed(better, unit=' points')}."
+    )
     if NOT_RUN in words:
         return Markdown("GloRo and EMMA side by side: **not run**.")
     if FEW in words:

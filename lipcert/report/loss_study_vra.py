@@ -147,7 +147,7 @@ def twins_words(study: LossStudy) -> Markdown:
         "TRADES-KL at weight 1 *is* GloRo: cross-entropy and $\\log(1 + e^{z_\\bot}/\\sum_k e^{z_k})$ add up to it. So "
         "these two do not compare losses; they measure how far two trainings come apart that differ in rounding alone"
     )
-    said = [f"{signed(values)} points of VRA at {classes} classes" for classes, values in gaps if values]
+    said = [f"{signed(values, unit=' points of VRA')} at {classes} classes" for classes, values in gaps if values]
     return Markdown(f"{text}: {listed(said)}." if said else f"{text}: **not run**.")
 
 
