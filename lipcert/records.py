@@ -106,7 +106,8 @@ def publish(run: str, model: str | None = None, brief: bool = False) -> Path:
 
     Args:
         run: id or its unique beginning.
-        model: also ship the network, as `results/models/<model>`; for small networks only.
+        model: also ship the network, as `results/models/<model>`; for small networks only. None: only if the
+            published record of the same weights ships it already.
         brief: leave the per-image radii out (half a megabyte for 10,000 images); counts at every radius stay.
 
     Raises:
@@ -120,6 +121,7 @@ def publish(run: str, model: str | None = None, brief: bool = False) -> Path:
         return folder / "runs" / f"{record.id}.json"
     if record.training.status == "stopped":
         raise RecordError(f"run {record.id} is stopped: only runs that finished or diverged are published")
+    model = model or _shipped_as(record)
     if record.test is None and model is not None:
         raise RecordError(f"run {record.id} diverged: it has no network to ship as {model!r}")
     if record.config.validation:
@@ -152,3 +154,12 @@ def publish(run: str, model: str | None = None, brief: bool = False) -> Path:
     if record.test is not None:
         kept["test"] = record.test.model_copy(update={"bundle": bundle, "radii": radii})
     return write_record(record.model_copy(update=kept), results_dir())
+
+
+def _shipped_as(record: Record) -> str | None:
+    """The name under which the published record of this run ships the same weights."""
+    path = results_dir() / "runs" / f"{record.id}.json"
+    if not path.exists():
+        return None
+    there = read_record(path).model
+    return Path(there.file).stem if there.file and there.weights_sha256 == record.model.weights_sha256 else None

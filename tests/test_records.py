@@ -167,6 +167,17 @@ def test_a_bundle_of_some_images_is_not_shipped(mine):
     assert read_record(publish(record.id, model="small")).test.bundle == "certificates/small"
 
 
+def test_a_network_that_is_shipped_stays_shipped(mine):
+    record = read_record(mine)
+    write_record(record.model_copy(update={"provenance": record.provenance.model_copy(update={"dirty": False})}))
+    publish(record.id, model="small")
+    again = read_record(publish(record.id, brief=True))
+    assert (again.model.file, again.test.bundle) == ("models/small.safetensors", "certificates/small")
+    weights = record.model.model_copy(update={"weights_sha256": "0" * 64})
+    write_record(record.model_copy(update={"model": weights}))
+    assert read_record(publish(record.id)).model.file is None, "other weights"
+
+
 def test_stopped_runs_are_not_published(mine):
     record = read_record(mine)
     training_part = record.training.model_copy(update={"status": "stopped"})

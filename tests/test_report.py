@@ -217,6 +217,14 @@ def test_vra_figure_draws_what_the_record_counts(results: Path):
     assert "half of the images are right and certified beyond radius 35.9/255" in figures.vra_figure_words()
 
 
+def test_of_too_many_networks_the_best_of_each_data_set_is_drawn(results: Path):
+    for depth, right in ((2, 1), (3, 3), (4, 2), (5, 0), (6, 1)):
+        record = make_record(digits(batch=2, depth=depth), (right, 0, 0), clean=4, train=4, images=4)
+        write_record(add_radii(record, results, [(1, 1, 0.2, 0.3)] * 4), results)
+    (group,) = figures.vra_groups()
+    assert [record.config.depth for record in group] == [3]
+
+
 def test_figures_follow_the_page_and_keep_to_themselves(results: Path):
     write_record(make_record(load_config(V1)), results)
     figure = figures.key_figure()

@@ -111,29 +111,33 @@ def vra_curve(radii: Sequence[float], clean: int, steps: Sequence[Radius]) -> li
     return [100 * (clean if s.exact == 0 else sum(r >= float(s) for r in radii)) / len(radii) for s in steps]
 
 
-def vra_groups(one_per_dataset: bool = False) -> list[list[Record]]:
-    """Runs that share a figure: same radii, at most four, the first seed of each network (or largest of a data set)."""
+def vra_groups() -> list[list[Record]]:
+    """Runs that share a figure: same radii, the first seed of each network; where they are too many for one figure, of
+    each data set the one with the highest VRA at its own radius.
+    """
     groups = []
     for records in by_radii(study_records()).values():
         chosen: dict[str, Record] = {}
-        for r in records:
-            name = data_name(r) if one_per_dataset else f"{data_name(r)} {network_name(r)} {r.config.loss}"
-            if r.test.radii:
-                chosen.setdefault(name, r)
+        for r in (r for r in records if r.test.radii):
+            chosen.setdefault(f"{data_name(r)} {network_name(r)} {r.config.loss}", r)
+        if len(chosen) > len(_LINES):
+            ranked = sorted(chosen.values(), key=lambda r: r.vra(r.config.radius))
+            best = {data_name(r): r.id for r in ranked}
+            chosen = {name: r for name, r in chosen.items() if r.id in best.values()}
         groups += [list(chosen.values())[: len(_LINES)]] if chosen else []
     return groups
 
 
 def vra_figures() -> "list[Figure | Markdown]":
-    """VRA over the radius for all runs of this study, one figure per set of radii."""
+    """VRA over the radius for this study's runs, one figure per set of radii."""
     drawn = [_draw_vra(group, 3.8, f"vra-over-radius-{n}") for n, group in enumerate(vra_groups())]
     return drawn or [Markdown(NOTHING)]
 
 
-def vra_figure(one_per_dataset: bool = False) -> "Figure | Markdown":
-    """VRA over the radius for the first of those groups: the landing page's figure."""
-    groups = vra_groups(one_per_dataset)
-    return _draw_vra(groups[0], 2.4 if one_per_dataset else 3.8) if groups else Markdown(NOTHING)
+def vra_figure(height: float = 3.8) -> "Figure | Markdown":
+    """VRA over the radius for the first of those groups, so high in inches: the README's and the landing page's."""
+    groups = vra_groups()
+    return _draw_vra(groups[0], height) if groups else Markdown(NOTHING)
 
 
 def _draw_vra(records: list[Record], height: float, name: str = "vra-over-radius") -> Figure:
@@ -194,18 +198,18 @@ def _draw_peers(axes: "Axes", datasets: set[str], rows: list, series: list) -> l
     return alt
 
 
-def vra_legend(one_per_dataset: bool = False) -> Markdown:
+def vra_legend() -> Markdown:
     """What the lines and markers of the curves are."""
     text = "Solid lines are certified, dotted ones are the power method's claim."
-    if {r.data.name for group in vra_groups(one_per_dataset) for r in group} & set(_PEERS):
+    if {r.data.name for group in vra_groups() for r in group} & set(_PEERS):
         text += " Hollow triangles are public results of other size and schedule, estimated: **not comparable**."
     return Markdown(text)
 
 
-def vra_figure_words(one_per_dataset: bool = False) -> Markdown:
+def vra_figure_words() -> Markdown:
     """The curves in words: how far half of the images are certified, and how far the claim is from the proof."""
     lines = []
-    for label, r in labelled([r for group in vra_groups(one_per_dataset) for r in group]):
+    for label, r in labelled([r for group in vra_groups() for r in group]):
         proven, estimated = read_radii(r)
         ordered = sorted(proven)
         gap = max((e / p - 1 for p, e in zip(proven, estimated, strict=True) if p > 0), default=0.0)
@@ -216,7 +220,7 @@ def vra_figure_words(one_per_dataset: bool = False) -> Markdown:
             f"- {label}: {reach}, the best one beyond {_down(best)}; the power method's "
             f"radii are up to {100 * gap:.2g} % longer than the proven ones."
         )
-    return Markdown("\n".join([vra_legend(one_per_dataset), "", *lines]) if lines else "")
+    return Markdown("\n".join([vra_legend(), "", *lines]) if lines else "")
 
 
 def _down(radius: float) -> str:

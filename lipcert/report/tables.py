@@ -139,8 +139,11 @@ def all_results() -> list[Record]:
 
 
 def result_records() -> list[Record]:
-    """Those of them that were made one by one: the cells of a study file stand in that study's own table."""
-    return [r for r in all_results() if not is_cell(r)]
+    """Those of them that were made one by one, or are shipped and certified in l2: what all tables of radii can hold.
+
+    Other cells of a study file stand in that study's own table alone.
+    """
+    return [r for r in all_results() if not is_cell(r) or (r.model.file and r.test.results[0].norm == "l2")]
 
 
 def study_records() -> list[Record]:
