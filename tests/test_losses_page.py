@@ -157,6 +157,8 @@ def test_who_scales_better():
     assert f"{MARGIN} keeps most at 100, 44.8 %, and " in words and f"Scales better: {MARGIN}; worse: none" in words
     answer = answers.scaling_answer(study)
     assert f"By our data yes: beside EMMA {MARGIN} stood better" in answer and "from 41.00 to 16.00 %" in answer
+    assert f"That makes up for what {MARGIN} lacked at 10, and no more: not ahead at 100." in answer
+    assert f"At 100 classes alone, ahead of EMMA: {FOCAL}; behind: " in answer and MARGIN in answer.split("behind: ")[1]
 
 
 def test_points_and_ratios_must_agree():

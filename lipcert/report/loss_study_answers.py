@@ -160,6 +160,10 @@ def scaling_answer(study: LossStudy) -> Markdown:
             f" Where it is not decided, the pairs of one loss lie up to {apart:.2f} points apart; it would take "
             "more draws and more seeds."
         )
+    at_many = judged(study, many)
+    if late := [title for title in sides[BETTER] if title not in at_many[AHEAD]]:
+        text += f" That makes up for what {listed(late)} lacked at {few}, and no more: not ahead at {many}."
+    text += f" At {many} classes alone, ahead of EMMA: {listed(at_many[AHEAD])}; behind: {listed(at_many[BEHIND])}."
     left = [title for title in study.rivals if title not in read]
     text += f" Not in this: {listed(left)} ({missing(study)})." if left else ""
     return Markdown(text)
