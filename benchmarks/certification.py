@@ -133,7 +133,6 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.threads == 1 else time.perf_counter
     images, turn = (1000, 200) if options.quick else (IMAGES, TURN)
-    os.environ["LIPCERT_COMMAND"] = "python -m benchmarks.certification" + " --quick" * options.quick
     with measuring("certification", "10,000 certificates against plain inference", TARGET) as found:
         seconds = measure_images(images, turn, clock)
         proofs = measure_proofs(("fast",) if options.quick else ("fast", "tight"), clock)

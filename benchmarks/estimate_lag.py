@@ -1,6 +1,6 @@
 """How far norm estimates lag behind the truth during training, and what catches up.
 
-`python -m benchmarks.estimate_lag` answers two questions in one record, `estimate-lag`; about 40 minutes on two quiet
+`python -m benchmarks.estimate_lag` answers two questions in one record, `estimate-lag`; about 20 minutes on two quiet
 cores, `--quick` about 3. It needs CIFAR-10. With one thread, times are processor time.
 
 1. *Methods on one trajectory.* A CIFAR-10 net trains on its own estimate; beside it every method keeps a state of its
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from benchmarks.harness import take_turns
 from benchmarks.norm_methods import converged, maps_of, methods, unit
+from lipcert import kernels
 from lipcert.config import TrainConfig
 from lipcert.data import Dataset, load_dataset
 from lipcert.losses import bottom_logit
@@ -33,7 +34,7 @@ from lipcert.report.checks import measuring
 from lipcert.run import Run
 
 TARGET = "an estimate within 5 % of the converged product from the first tenth of the run on, at most 3 % of a step"
-WITHIN, EARLY = 0.05, 0.1
+WITHIN, EARLY, PRICE = 0.05, 0.1, 0.03
 SHAPE = {"depth": 6, "width": 64, "neck_width": 256, "dataset": "cifar10", "batch": 256}
 
 
@@ -145,13 +146,14 @@ def told(shared: dict, own: dict[str, list[dict]], step_seconds: float) -> dict:
         for i, run in enumerate(runs):
             numbers |= {f"own; {name}; seed {i}; step {k}": r for k, r in zip(run["steps"], run["ratios"], strict=True)}
         outcomes.append(f"{name} {statistics.mean(vra):.1%}")
-    affordable = [name for name in worst if share[name] <= 0.03] or list(worst)
-    best = max(affordable, key=worst.__getitem__)
+    affordable = [name for name in worst if share[name] <= PRICE]
+    best = max(affordable or worst, key=worst.__getitem__)
+    among = "best at no more than 3 % of a step" if affordable else "none at no more than 3 % of a step; best of all"
     good = [name for name in affordable if worst[name] >= 1 - WITHIN]
     return {
         "measured": f"lowest estimate over the converged product after a tenth of the run, on one trajectory: "
-        f"3 power rounds {worst['powers, 3']:.3f}, 10 rounds {worst['powers, 10']:.3f}, best at no more than 3 % of a "
-        f"step {best} {worst[best]:.3f} ({share[best]:.1%}); trained on its own estimate, VRA at the radius on "
+        f"3 power rounds {worst['powers, 3']:.3f}, 10 rounds {worst['powers, 10']:.3f}, {among} "
+        f"{best} {worst[best]:.3f} ({share[best]:.1%}); trained on its own estimate, VRA at the radius on "
         f"held-out images by converged constants: {', '.join(outcomes)}",
         "verdict": "met" if good else "in part" if worst[best] > worst["powers, 10"] else "fell short",
         "numbers": {key: float(f"{value:.6g}") for key, value in numbers.items()},
@@ -161,7 +163,7 @@ def told(shared: dict, own: dict[str, list[dict]], step_seconds: float) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=2, help="of the runs on their own estimates; 0: none of them")
     parser.add_argument("--width", type=int, default=SHAPE["width"])
     parser.add_argument("--lr", type=float, default=4e-3)
@@ -175,7 +177,6 @@ def main() -> None:
     if options.quick:
         steps, seeds, width, count = 60, 1, 16, 6
     settings = {"width": width, "lr": options.lr, "validation": True}
-    os.environ["LIPCERT_COMMAND"] = "python -m benchmarks.estimate_lag" + " --quick" * options.quick
     with measuring("estimate-lag", "the estimate during training against the converged product", TARGET) as found:
         data = load_dataset("cifar10", validation=True)
         shared = on_one_trajectory(steps, data, settings, count, clock)
@@ -183,7 +184,9 @@ def main() -> None:
             name: [on_its_own(name, steps, data, settings | {"seed": seed}, count) for seed in range(seeds)]
             for name in options.own * bool(seeds)
         }
-        run = new_run(steps, data, settings)
+        # the step that shares are of is the one the studies run, not the ten rounds above
+        native = "torch" if kernels.problem() else "native"
+        run = new_run(steps, data, settings | {"power_steps": 3, "kernels": native})
         step_seconds = statistics.median(take_turns({"step": run.train_step}, 5, clock=clock)["step"])
         found |= told(shared, own, step_seconds)
         for row in found["rows"]:

@@ -166,7 +166,7 @@ class Part:
     values that must cross memory at least once (input and output forward; gradient, input and its gradient backward).
     """
 
-    kind: str  # "convolution" or "product"
+    kind: str  # "convolution", "product" or "orthogonalisation"
     forward: float
     backward: float
     values: float
@@ -189,7 +189,7 @@ def liresnet_parts(depth: int, width: int, features: int, batch: int, size: int 
     parts += [Part("product", dense, 2 * dense, 3.0 * batch * inner + 2.0 * batch * features)]
     for shape in ((width, 16 * width), (features, inner)):
         r, c = sorted(map(float, shape))
-        parts.append(Part("product", 2 * r**2 * c + r**3 / 3, 4 * r**2 * c, 6 * r * c))
+        parts.append(Part("orthogonalisation", 2 * r**2 * c + r**3 / 3, 4 * r**2 * c, 6 * r * c))
     return parts
 
 
@@ -203,10 +203,10 @@ def floor_seconds(parts: list[Part], found: Mapping[str, float], precision: str)
         precision: "float32" or "bfloat16", of convolutions and dense layers; orthogonalisation is float32 always.
     """
     total = 0.0
-    for i, part in enumerate(parts):
-        kind = "float32" if i >= len(parts) - 2 else precision  # the last two are the orthogonalisations
+    for part in parts:
+        kind = "float32" if part.kind == "orthogonalisation" else precision
         forward, backward = found[f"convolution, {kind}"], found[f"convolution gradients, {kind}"]
-        if part.kind == "product":
+        if part.kind != "convolution":
             forward = backward = max(forward, backward, found[f"product, {kind}"])
         bytes_ = {"float32": 4, "bfloat16": 2}[kind] * part.values
         total += max(part.forward / forward + part.backward / backward, bytes_ / found["memory"])

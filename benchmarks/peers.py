@@ -11,7 +11,6 @@ With one thread, times are processor time.
 """
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -170,7 +169,6 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.threads == 1 else time.perf_counter
-    os.environ["LIPCERT_COMMAND"] = "python -m benchmarks.peers"
     with measuring("peers", "layers beside installed peers'", TARGET) as found:
         made, missing = layers()
         works = {f"{kind}; {library}": step(layer, kind) for (kind, library), layer in made.items()}

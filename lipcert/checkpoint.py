@@ -4,10 +4,12 @@ The file carries a SHA-256 of its own contents; a damaged one is refused and the
 Nothing is unpickled.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lipcert.provenance import tensors_sha256
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -55,6 +62,30 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     if damaged:
         raise ValueError("no usable checkpoint; start afresh with fresh=True (--fresh). " + "; ".join(damaged))
     return None
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Hold a checkpoint for this process while the context lasts; False where another process holds it.
+
+    The system lets go of it when the process ends, however it ends. Where there are no such locks (Windows, some
+    network folders) nothing is held and the answer is True.
+    """
+    lock = path.with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.fstat(file.fileno()).st_nlink > 0  # else its holder has just let go of it and taken it away
+        except BlockingIOError:
+            ours = False
+        except (AttributeError, OSError):  # no fcntl, no locks on this file system
+            ours = True
+        try:
+            yield ours
+        finally:
+            if ours:
+                lock.unlink(missing_ok=True)
 
 
 def remove_checkpoint(path: Path) -> None:

@@ -172,6 +172,10 @@ class TrainConfig(Architecture):
         if self.train_images is not None and self.train_images % (self.classes or 1):
             rule = f"must be a multiple of {self.classes}, so that every class has as many"
             raise ValueError(f"train_images={self.train_images} with {self.classes} classes: {rule}")
+        if self.compiled is True and self.kernels == "native":
+            raise ValueError(
+                "compiled=True with kernels='native': torch.compile cannot trace them; keep one of the two"
+            )
         self._check_loss()
         self._check_optimizer()
         for key in ("lr_schedule", "radius_schedule", "robust_weight", "plain_weight", "exponent"):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
+from lipcert import kernels
 from lipcert.config import TrainConfig
 from lipcert.data import Dataset
 from lipcert.families import FAMILIES
@@ -22,10 +23,19 @@ class Diverged(TrainingError):
     """Loss, Lipschitz estimate or gradient of a run are not finite."""
 
 
-def check_precision(config: TrainConfig, device: torch.device) -> None:
-    """Raises TrainingError for a precision that the device does not have."""
+def check_machine(config: TrainConfig, device: torch.device) -> None:
+    """Raises TrainingError for a way to compute that the device or this machine does not have.
+
+    A run that computed in another way than its settings say would leave a false record.
+    """
     if config.precision == "tfloat32" and device.type != "cuda":
         raise TrainingError(f"precision='tfloat32' on {device.type}: only CUDA has it; use float32, bfloat16 or auto")
+    if config.kernels == "native" and FAMILIES[config.family].norm == "l2":  # distance layers pick their own
+        why = "only CPUs have them" if device.type != "cpu" else kernels.problem()
+        if why:
+            raise TrainingError(f"kernels='native' on {device.type}: {why}; use kernels=torch or auto")
+    if config.norm_method == "lanczos" and device.type == "mps":
+        raise TrainingError("norm_method='lanczos' on mps: needs float64, which it does not have; use power")
 
 
 @contextlib.contextmanager

@@ -48,6 +48,8 @@ def write_results(run: Run, status: str) -> Path:
     if status == "finished":
         split_name = "validation" if config.validation else "test"
         test, bounds = certified_parts(run_id, config, chain, run.data, split_name, run.device)
+        if provenance.hardware(run.device) != run.hardware:
+            test = test.model_copy(update={"certified": _certified(run.device)})
     if status != "diverged":
         file = f"models/{run_id}.safetensors"
         save_network(chain, folder / file, card(run))
@@ -71,10 +73,19 @@ def write_results(run: Run, status: str) -> Path:
         bounds=bounds,
         provenance=Provenance(
             command=provenance.command(), seed=config.seed, commit=run.commit, dirty=run.dirty,
-            versions=provenance.versions(), hardware=provenance.hardware(run.device), finished=provenance.now(),
+            versions=provenance.versions(), hardware=run.hardware, finished=provenance.now(),
         ),
     )  # fmt: skip
     return records.write_record(record)
+
+
+def _certified(device: torch.device) -> Certified:
+    """What certifies here and now, where that is not what trained."""
+    commit, dirty = provenance.git_state()
+    return Certified(
+        command=provenance.command(), commit=commit, dirty=dirty, versions=provenance.versions(),
+        hardware=provenance.hardware(device), finished=provenance.now(),
+    )  # fmt: skip
 
 
 def add_snapshot(run: Run) -> None:
@@ -115,8 +126,7 @@ def certify_again(run: str, effort: str = "fast", progress: bool = False) -> Pat
     )
     if data.sha256 != record.data.sha256:
         raise records.RecordError(f"run {record.id}: trained on other data than {config.dataset} as it is here")
-    commit, dirty = provenance.git_state()
-    device = torch.device("cpu")
+    device, certified = torch.device("cpu"), _certified(torch.device("cpu"))
     # Intervals report every claim, margins every forward pass.
     rounds = sum(len(ALL_CLAIMS) if m == "interval" else len(passes_for(ALL_CLAIMS)) for m in config.methods)
     total = len(getattr(data, record.test.split)) * rounds
@@ -125,10 +135,7 @@ def certify_again(run: str, effort: str = "fast", progress: bool = False) -> Pat
             record.id, config, chain, data, record.test.split, device, effort, ALL_CLAIMS,
             lambda images: bar.update(bar.done + images, "certifying"),
         )  # fmt: skip
-    certified = Certified(
-        command=provenance.command(), commit=commit, dirty=dirty, versions=provenance.versions(),
-        hardware=provenance.hardware(device), finished=provenance.now(),
-    )  # fmt: skip
+    certified = certified.model_copy(update={"finished": provenance.now()})
     _bring(record, folder)
     model = record.model.model_copy(update={"file": f"models/{record.id}.safetensors"})
     test = test.model_copy(update={"certified": certified})

@@ -21,7 +21,7 @@ import torch
 from lipcert import kernels
 from lipcert.config import TrainConfig, steps_of
 from lipcert.data import Dataset
-from lipcert.device import check_precision, pick_device
+from lipcert.device import check_machine, pick_device
 from lipcert.provenance import now
 from lipcert.run import Run
 from lipcert.stream import LAYOUTS
@@ -55,11 +55,13 @@ def choose(config: TrainConfig, data: Dataset, progress: bool = True) -> Choice:
         lipcert.run.TrainingError: a device or precision that this machine does not have.
     """
     device = pick_device(config.device)
-    check_precision(config, device)
+    check_machine(config, device)
     if not config.left_open():
         return Choice(config)
     given = {k: v for k, v in Candidate.of(config)._asdict().items() if k not in ("compiled", *config.left_open())}
     candidates = list(dict.fromkeys(c._replace(**given) for c in eager_candidates(device)))
+    if config.compiled is True and "kernels" not in given:  # nothing traces kernels in C
+        candidates = [c for c in candidates if c.kernels == "torch"]
     best, seconds = candidates[0], 60 * (config.minutes or 0)
     if config.minutes is not None and seconds < SHORT_SECONDS:
         return Choice(_settled(config, best))
@@ -125,8 +127,8 @@ class Stopwatch:
         self.timings = kept[-1] if kept else blank
 
     def time(self, candidates: Sequence[Candidate]) -> None:
-        """All of them in one race, unless all are known."""
-        if self.timings.knows(candidates):
+        """All of them in one race, unless all are known. The first one must not fail."""
+        if self.timings.knows(candidates) and candidates[0].label in self.timings.seconds:
             return
         seconds, first = self._race(candidates)
         # On the clock of the first race: the machine may have become busier since.
@@ -165,7 +167,9 @@ class Stopwatch:
             except Exception as error:  # compilers fail in many ways, and what fails here would fail in the run
                 if candidate == candidates[0]:
                     raise
-                self.timings.failed[candidate.label] = reason = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+                reason = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+                if "out of memory" not in reason:  # another time there may be enough
+                    self.timings.failed[candidate.label] = reason
                 self._say(f"warning: {candidate.label} left out: {reason}")
         fastest = min(rough for (rough,) in samples.values())
         steps = max(1, min(20, round(_TURN_SECONDS / fastest)))

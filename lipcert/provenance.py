@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,18 +24,21 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def git_state() -> tuple[str | None, bool | None]:
-    """Commit and whether the code that makes numbers differs from it; (None, None) outside a repository.
+def git_state(*more: str) -> tuple[str | None, bool | None]:
+    """Commit and whether the code that makes numbers differs from it; (None, None) outside lipcert's own repository.
 
+    more: what else makes the numbers, as paths in the project.
     `LIPCERT_COMMIT` stands in where the code was copied without its repository (a GPU machine): "<commit>" or
     "<commit>-dirty".
     """
     stated = os.environ.get("LIPCERT_COMMIT")
     if stated:
         return stated.removesuffix("-dirty"), stated.endswith("-dirty")
+    if Path(__file__).resolve().parents[1] != ROOT:  # installed: the folder one works in may be any repository
+        return None, None
     try:
         commit = _git("rev-parse", "HEAD").strip()
-        return commit, bool(_git("status", "--porcelain", "--", *_SOURCES).strip())
+        return commit, bool(_git("status", "--porcelain", "--", *_SOURCES, *more).strip())
     except (OSError, subprocess.CalledProcessError):
         return None, None
 
@@ -49,8 +53,11 @@ def command() -> str:
     program, *arguments = sys.argv
     if "ipykernel" in program:
         return stated or "papermill notebooks/train.ipynb"
-    name = "lipcert" if program.endswith("__main__.py") else os.path.basename(program)
-    return stated or shlex.join([name, *(a if os.sep not in a else os.path.basename(a) for a in arguments)])
+    name = ["lipcert" if program.endswith("__main__.py") else os.path.basename(program)]
+    module = getattr(sys.modules["__main__"].__spec__, "name", "")
+    if module.startswith("benchmarks."):
+        name = ["python", "-m", module]
+    return stated or shlex.join([*name, *(a if os.sep not in a else os.path.basename(a) for a in arguments)])
 
 
 def versions() -> dict[str, str]:

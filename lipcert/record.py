@@ -96,7 +96,9 @@ class Training(_Part):
     images: int = Field(ge=0, description="steps x batch")
     seconds: float = Field(ge=0, description="wall time of the training steps, over all sessions of the run")
     images_per_second: float = Field(ge=0, description="images / seconds")
-    peak_memory_bytes: int | None = Field(description="largest allocation on the accelerator; null on a CPU")
+    peak_memory_bytes: int | None = Field(
+        description="largest allocation on the accelerator while training; null on a CPU"
+    )
     choices: Choices
     curve: str | None = Field(description="training curve, CSV")
     snapshots: tuple[Snapshot, ...] = Field((), description="certified on the way, in order")
@@ -120,7 +122,7 @@ class Result(_Part):
 
 
 class Certified(_Part):
-    """Where the certificates of a run come from, when they were made again after it."""
+    """Where the certificates of a run come from, when they were made again after it or on another machine."""
 
     command: str = Field(description="what was run")
     commit: str | None = Field(description="git commit; null outside a repository")
@@ -177,7 +179,7 @@ class Test(_Part):
     radii: str | None = Field(description="per-image label, prediction, runner-up and radius, CSV")
     results: tuple[Result, ...] = Field(description="one entry per radius, guarantee and arithmetic")
     bundle: str | None = Field(None, description="folder of the certificate bundle; null when not kept")
-    certified: Certified | None = Field(None, description="null where the run itself certified; see provenance")
+    certified: Certified | None = Field(None, description="null where what trained also certified; see provenance")
     margins: Margins | None = Field(
         None, description="distances from class boundaries; null in l_inf, with intervals and in older records"
     )

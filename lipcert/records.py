@@ -1,6 +1,7 @@
 """Run records on disk, one JSON a run: write, read, find, publish. Everything the book shows is drawn from them."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -53,13 +54,14 @@ def records_frame(where: Literal["published", "local"] = "published") -> "pandas
     """All results as a pandas DataFrame: one row per run, radius and guarantee, accuracies as fractions.
 
     Columns: id, dataset, classes, family, depth, width, parameters, loss, seed, images_trained, split, images, clean,
-    norm, radius (text), radius_float, guarantee, arithmetic, effort, certified_correct, vra, lipschitz_upper,
-    lipschitz_estimate.
+    norm, radius (text), radius_float, method, guarantee, arithmetic, effort, certified_correct, vra, lipschitz_upper,
+    lipschitz_estimate; the last two are NaN for networks that are certified by intervals alone.
     """
     import pandas
 
     rows = []
     for record in load_records(where):
+        upper, estimate = (record.bounds.upper, record.bounds.estimate) if record.bounds else (math.nan, math.nan)
         for result in record.test.results if record.test else ():
             rows.append(
                 {
@@ -69,10 +71,10 @@ def records_frame(where: Literal["published", "local"] = "published") -> "pandas
                     "seed": record.provenance.seed, "images_trained": record.training.images,
                     "split": record.test.split, "images": record.test.images, "clean": record.clean_accuracy(),
                     "norm": result.norm, "radius": result.radius, "radius_float": float(Radius(result.radius)),
-                    "guarantee": result.guarantee, "arithmetic": result.arithmetic,
+                    "method": result.method, "guarantee": result.guarantee, "arithmetic": result.arithmetic,
                     "effort": result.effort, "certified_correct": result.certified_correct,
                     "vra": result.certified_correct / record.test.images,
-                    "lipschitz_upper": record.bounds.upper, "lipschitz_estimate": record.bounds.estimate,
+                    "lipschitz_upper": upper, "lipschitz_estimate": estimate,
                 }
             )  # fmt: skip
     return pandas.DataFrame(rows)

@@ -1,7 +1,8 @@
 """Make a run again from its record and compare everything that does not depend on the clock: `lipcert runs repeat ID`.
 
-On the machine and the versions of the record every line is "the same": weights, training curve, counts and per-image
-radii, bit for bit. Elsewhere another order of summation moves the weights, and the counts with them.
+On the machine and the versions of a record made on a CPU every line is "the same": weights, training curve, counts and
+per-image radii, bit for bit. Elsewhere, and on CUDA, another order of summation moves the weights, and the counts with
+them.
 """
 
 import csv

@@ -4,7 +4,6 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from lipcert.certify import Certificates, certified_correct
@@ -105,12 +104,11 @@ def bounds_part(certificates: Certificates) -> Bounds:
 def training_part(run: Run, status: str) -> Training:
     """Length, speed and choices of the run."""
     images = run.step * run.batch
-    memory = torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else None
     config = run.config
     return Training(
         loss=run.config.loss, status=status, batch=run.batch, steps=run.step, images=images,
-        seconds=round(run.seconds, 3), images_per_second=round(images / max(run.seconds, 1e-9), 1),
-        peak_memory_bytes=memory,
+        seconds=round(run.seconds, 3), images_per_second=round(images / run.seconds, 1) if run.seconds else 0.0,
+        peak_memory_bytes=run.peak_bytes,
         choices=Choices(
             precision=config.precision, layout=config.layout, compiled=config.compiled, measured=run.measured,
             kernels=kernels.backend(run.device) if config.family == "linf_net" else config.kernels,

@@ -1,7 +1,8 @@
 """A training run's state and its single step: what `train.fit` drives, checkpoints hold and benchmarks time.
 
 Every random draw is a function of (seed, step), so a run resumed from any checkpoint goes on bit for bit as if it had
-never stopped. Nothing in `train_step` waits for the device; `report` does.
+never stopped; on CUDA as far as its kernels repeat themselves. Nothing in `train_step` waits for the device, but for
+SortNet's masks; `report` does.
 
 Shape letters: B batch, C H W image, F features, K classes.
 """
@@ -24,7 +25,7 @@ from lipcert import kernels
 from lipcert.arithmetic import tensor_float
 from lipcert.config import TrainConfig, steps_of
 from lipcert.data import Dataset
-from lipcert.device import Diverged, TrainingError, check_precision, pick_device
+from lipcert.device import Diverged, TrainingError, check_machine, pick_device
 from lipcert.linf.ibp import worst_logits
 from lipcert.linf.maps import calibrate, lp_decay
 from lipcert.losses import bottom_logit, ibp_loss, training_loss
@@ -32,7 +33,7 @@ from lipcert.memory import keep_freed_memory
 from lipcert.models import Network, build_model
 from lipcert.optimizers import make_optimizer
 from lipcert.power import lanczos
-from lipcert.provenance import git_state
+from lipcert.provenance import git_state, hardware
 from lipcert.schedules import exponent, learning_rate, loss_weight, training_radius
 from lipcert.stream import LAYERS, Stream, stream_seed
 from lipcert.threats import Threats
@@ -47,12 +48,16 @@ CURVE_FIELDS = (
 
 
 class Run:
-    """Everything a run carries from step to step. `fit` drives it; benchmarks time its `train_step`."""
+    """Everything a run carries from step to step. `fit` drives it; benchmarks time its `train_step`.
 
-    def __init__(self, config: TrainConfig, data: Dataset):
+    trains: False for one whose steps are all done, which may be certified where it could not be trained.
+    """
+
+    def __init__(self, config: TrainConfig, data: Dataset, trains: bool = True):
         self.config, self.data = config, data
         self.device = pick_device(config.device)
-        check_precision(config, self.device)
+        if trains:
+            check_machine(config, self.device)
         if left_open := config.left_open():
             raise TrainingError(f"{left_open[0]}='auto': measure first; lipcert.train.fit does")
         if self.device.type == "cpu":
@@ -75,6 +80,7 @@ class Run:
         self.loss = None if config.loss == "ibp" else training_loss(config.loss)
         # Now, not when the record is written: what is committed while the run goes on did not train it.
         self.commit, self.dirty = git_state()
+        self.hardware, self.peak_bytes = hardware(self.device), None  # of what trains; certifying may be elsewhere
         self.step, self.seconds = 0, 0.0
         self.curve: list[list[float]] = []
         self.snapshots: list[dict[str, float | None]] = []
@@ -92,14 +98,16 @@ class Run:
         self.network.set_exponent(p := exponent(config, progress))
         images_BCHW, labels_B = self.stream(self.step)
         features_BF = self._features(images_BCHW)
-        logits_BK = self.network.head(features_BF.float())
         with tensor_float(False, self.device), lanczos(config.norm_method == "lanczos"):
+            logits_BK = self.network.head(features_BF.float())
             lipschitz = self.network.lipschitz_estimate(config.power_steps)
         if config.loss == "ibp" and progress >= config.plain_share:
-            worst_BK = worst_logits(self.network, images_BCHW, labels_B, radius)
+            with tensor_float(config.precision == "tfloat32", self.device):
+                worst_BK = worst_logits(self.network, images_BCHW, labels_B, radius)
             loss, robust_B = ibp_loss(logits_BK, worst_BK, labels_B, weight), worst_BK.detach().argmax(1) == labels_B
         else:
-            margin_KK = self.network.margin_lipschitz(lipschitz)
+            with tensor_float(False, self.device):
+                margin_KK = self.network.margin_lipschitz(lipschitz)
             loss = self.plain_loss if progress < config.plain_share else self.loss
             loss = loss(logits_BK, labels_B, margin_KK, radius, weight, self.network.head.logit_scale())
             bottom_B = bottom_logit(logits_BK.detach(), margin_KK.detach(), radius)
@@ -160,8 +168,10 @@ class Run:
         Raises:
             Diverged: the loss, the Lipschitz estimate or the gradient is not finite.
         """
+        self.seconds += seconds  # first: the steps of a run that diverged took their time, too
         accuracy, robust, loss, lipschitz, gradient_norm = self.check_finite()
-        self.seconds += seconds
+        if self.device.type == "cuda":
+            self.peak_bytes = max(self.peak_bytes or 0, torch.cuda.max_memory_allocated(self.device))
         progress = (self.step - 1) / self.steps
         row = [
             self.step, self.step * self.batch, round(self.seconds, 3), learning_rate(self.config, progress),
@@ -218,6 +228,11 @@ class Run:
         self.synchronise()
         return (time.perf_counter() - start) / steps
 
+    def forget_peak(self) -> None:
+        """Count memory anew: what was measured, certified or trained before in this process is not this run's."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
     def synchronise(self) -> None:
         """Wait for the device, so that a clock read next tells the truth."""
         if self.device.type == "cuda":
@@ -233,24 +248,31 @@ class Run:
             "step": self.step, "seconds": self.seconds, "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(), "curve": self.curve, "totals": self.totals, "since": self.since,
             "commit": self.commit, "dirty": self.dirty, "measured": self.measured,
+            "hardware": self.hardware, "peak_bytes": self.peak_bytes,
             "snapshots": self.snapshots, "threats": self.threats and self.threats.state(),
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint of the same settings.
+        """Go on from a checkpoint of the same settings; one whose steps are all done keeps the hardware it was
+        trained on.
 
         Raises:
             TrainingError: the data set is not the one the checkpoint was trained on.
         """
+        way_out = "bring them back, or discard the checkpoint with fresh=True (--fresh)"
         if state["data"] != self.data.sha256:
             raise TrainingError(
-                f"checkpoint was trained on other data (sha256 {state['data']}, here {self.data.sha256})"
+                f"checkpoint was trained on other data (sha256 {state['data']}, here {self.data.sha256}): {way_out}"
             )
         if state.get("generated") != self.stream.generated_sha256:
             raise TrainingError(
-                f"checkpoint was trained on another file of generated images than {self.config.generated}"
+                f"checkpoint was trained on other generated images than those of {self.config.generated}: {way_out}"
             )
-        self.config = TrainConfig(**state["config"])
+        if state["step"] < state["steps"]:
+            self.config = TrainConfig(**state["config"] | {"device": self.config.device})
+        else:
+            self.config, self.hardware = TrainConfig(**state["config"]), state.get("hardware", self.hardware)
+        self.peak_bytes = state.get("peak_bytes")
         self.network.load_state_dict(state["network"], strict=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps, self.step, self.seconds = state["steps"], state["step"], state["seconds"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lipcert.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
+from lipcert.checkpoint import held, load_checkpoint, remove_checkpoint, save_checkpoint
 from lipcert.config import TrainConfig
 from lipcert.data import Dataset, load_dataset
 from lipcert.device import Diverged, own_threads
@@ -50,32 +50,49 @@ def fit(
 
     Raises:
         lipcert.settings.ConfigError, FileNotFoundError, ValueError: unusable settings or data; nothing written.
-        TrainingError: an unfinished run is in the way, or the loss is not finite; the last good checkpoint stays, and
-            a record with status "diverged".
+        TrainingError: an unfinished run is in the way, or another process that trains it, or the machine cannot
+            compute as the settings say; or the loss is not finite: the last good checkpoint stays, and a record with
+            status "diverged".
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, after writing a checkpoint and a record with status "stopped".
     """
     if resume and fresh:
         raise TrainingError("resume and fresh: continue the unfinished run or discard it, not both")
     note = _checkpoint(config).with_suffix(".json")
     path = _checkpoint(_noted(note, config))
-    state = _unfinished(path, resume, fresh)
-    data = load_dataset(
-        config.dataset, config.classes, config.class_seed, config.validation, download, train_images=config.train_images
-    )
-    with own_threads(config, data):
+    with contextlib.ExitStack() as holding:
+        holding.enter_context(_alone(path))
+        state = _unfinished(path, resume, fresh)
+        data = load_dataset(
+            config.dataset, config.classes, config.class_seed, config.validation, download,
+            train_images=config.train_images,
+        )  # fmt: skip
+        holding.enter_context(own_threads(config, data))
         if state is None:
             run = _begin(config, data, progress)
             if run.config != config:
-                path = _checkpoint(run.config)
+                if path != (path := _checkpoint(run.config)):
+                    holding.enter_context(_alone(path))
                 state = _unfinished(path, resume, fresh)
                 _write_note(note, run.config)
         else:
-            run = Run(TrainConfig(**state["config"] | {"device": config.device}), data)
+            trains = state["step"] < state["steps"]
+            run = Run(TrainConfig(**state["config"] | {"device": config.device}), data, trains)
         if state is not None:
             run.restore(state)
         record = _fit(run, path, progress, checkpoint_seconds)
     note.unlink(missing_ok=True)
     return record
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """No other process trains the run of this checkpoint meanwhile."""
+    with held(path) as ours:
+        if not ours:
+            raise TrainingError(
+                f"run {path.stem} is being trained by another process: wait for it, stop it, or change a setting"
+            )
+        yield
 
 
 def _begin(config: TrainConfig, data: Dataset, progress: bool) -> Run:
@@ -149,6 +166,7 @@ def _fit(run: Run, path: Path, progress: bool, checkpoint_seconds: float) -> Pat
 def _train(run: Run, path: Path, shown: bool, checkpoint_seconds: float) -> bool:
     """Steps until the end (True) or until a signal asks to stop (False)."""
     interval = max(1, run.steps // _REPORTS)
+    run.forget_peak()
     saved = start = time.monotonic()
     with _stop_signals() as stop, Progress(run.steps, "step", shown, initial=run.step) as progress:
         while run.step < run.steps:
@@ -157,14 +175,13 @@ def _train(run: Run, path: Path, shown: bool, checkpoint_seconds: float) -> bool
             stopped = stop.is_set() and run.step < run.steps
             closes = snapshot or threats or run.step % interval == 0
             if stopped and not closes:
-                run.check_finite()
                 run.seconds += time.monotonic() - start
+                run.check_finite()
                 return False
             if not closes and run.step < run.steps:
                 continue
             now = time.monotonic()
             row = run.report(now - start)
-            start = now
             progress.update(
                 run.step,
                 f"loss {row['loss']:.3f}, accuracy {row['train_accuracy']:.1%}, certified (estimated) "
@@ -175,13 +192,13 @@ def _train(run: Run, path: Path, shown: bool, checkpoint_seconds: float) -> bool
             if snapshot:
                 run.calibrate()
                 add_snapshot(run)
-            if snapshot or threats:
-                start = time.monotonic()
             if stopped:
                 return False
             if run.step < run.steps and now - saved >= checkpoint_seconds:
                 save_checkpoint(path, run.state())
                 saved = time.monotonic()
+            run.forget_peak()
+            start = time.monotonic()  # neither snapshots nor checkpoints are training
     return True
 
 

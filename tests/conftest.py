@@ -1,6 +1,7 @@
 """What every test gets: one thread, results in a temporary folder, downloaded sets only where they are."""
 
 import functools
+import os
 
 import pytest
 import torch
@@ -19,6 +20,16 @@ def results(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("LIPCERT_CACHE", str(folder / "cache"))
     monkeypatch.setenv("LIPCERT_RESULTS", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def own_command():
+    """What a benchmark run inside a test says of its command does not outlive the test."""
+    before = os.environ.pop("LIPCERT_COMMAND", None)
+    yield
+    os.environ.pop("LIPCERT_COMMAND", None)
+    if before is not None:
+        os.environ["LIPCERT_COMMAND"] = before
 
 
 @pytest.fixture(autouse=True)

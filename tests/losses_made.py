@@ -18,7 +18,7 @@ from lipcert.report.names import LOSSES
 NOTEBOOK = ROOT / "notebooks" / "losses.ipynb"
 SEEN = 249_856
 FIXED, FOCAL, ANNEALING = (LOSSES[name] for name in ("emma_fixed", "focal", "annealing"))
-MARGIN = f"{LOSSES['margin']}, weight 1 to 0.01"
+MARGIN = f"{LOSSES['margin']} (weight 1 to 0.01)"
 LOOKS = (0.25, 0.5, 0.75)
 Share = Callable[[TrainConfig], float | None]
 

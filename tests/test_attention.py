@@ -311,6 +311,28 @@ def test_words_follow_the_numbers(results, check):
     assert page.claim_words() != before
 
 
+@pytest.mark.parametrize(
+    ("shares", "says"),
+    [
+        ((0.03, 0.0, 0.39), "**Not the main one around attention**"),
+        ((0.7, 0.61, 1.0), "**Yes, around attention too**"),
+        ((0.5, 0.3, 0.65), "**It depends on the weights**"),
+        ((0.45, 0.5, 0.55), "**In part**"),
+        ((0.03, math.nan, 0.39), "**Not measured**"),
+    ],
+)
+def test_the_claim_begins_with_what_the_shares_say(results, check, monkeypatch, shares, says):
+    write_check(check, results)
+    told = dict(zip(page.WEIGHTS, shares, strict=True))
+    monkeypatch.setattr(page, "sum_share", lambda weights, blocks: told[weights] if blocks == page.ATTENTION else 0.5)
+    words = page.claim_words().replace("\xa0", " ")
+    assert words.startswith(says) and "nan" not in words
+    assert "Around conventional branches the sum takes 50 % (random weights), 50 %" in words
+    assert [
+        each for each in shares if math.isnan(each)
+    ] or f"attention the sum takes {100 * shares[0]:.0f} % (r" in words
+
+
 def test_lipcert_refuses_attention():
     table = page.refusals_table()
     for name in ("MultiheadAttention", "Softmax", "LayerNorm"):

@@ -45,8 +45,9 @@ def test_training_images_and_looks():
     assert line(margins.fit_table(evidence), "100", "trained, 50 of")[2:] == [
         "50", "100.0 % (100.0 to 100.0)", "50.0 % (50.0 to 50.0)", "0.500 (0.500 to 0.500)"
     ]  # fmt: skip
-    assert "training images falls: 0.950 at 10 classes, 0.500 at 100, -0.450 against -0.200" in margins.fit_words(
-        evidence
+    assert (
+        "training images falls: 0.950 at 10 classes, 0.500 at 100, a change of -0.450 against -0.200"
+        in margins.fit_words(evidence)
     )
     assert margins.looks_at(evidence) == [62_464, 124_928]
     table = margins.looks_table(evidence)

@@ -163,3 +163,8 @@ def test_a_run_names_its_network():
     config = TrainConfig(**BASE, family="gloro", depth=4, width=16, classes=3)
     network = config.model(3, 32, 7)
     assert network == ModelConfig(family="gloro", depth=4, width=16, channels=3, input_size=32, classes=7)
+
+
+def test_compiled_kernels_in_c_are_refused():
+    with pytest.raises(ValueError, match="compiled=True with kernels='native'"):
+        TrainConfig(dataset="digits", steps=1, compiled=True, kernels="native")

@@ -88,9 +88,21 @@ def test_the_interval_of_four_means_covers_as_often_as_it_says():
 def test_no_interval_from_one_run_and_no_estimate_from_none():
     assert contrast((1, [1.0]), (-1, [0.5, 0.7])) == Estimate(pytest.approx(0.4))
     assert contrast((1, []), (-1, [0.5])) is None
-    assert contrast((1, [2.0, 2.0]), (-1, [1.0, 1.0])) == Estimate(1.0, 1.0, 1.0)
+    assert contrast((1, [2.0] * 3), (-1, [1.0] * 4)) == Estimate(1.0, 1.0, 1.0, 3)
     assert Estimate(0.4).sign == 0 and Estimate(0.4).words() == "+0.40, one run"
     assert pair_range([3.0, 5.0], [1.0, 4.0]) == (-1.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"), [((1, 3), "+4.00, one run"), ((2, 3), "+4.00, fewer than three runs"), ((3, 3), "+4.00 (+")]
+)
+def test_a_verdict_takes_three_runs_a_side(runs: tuple[int, int], said: str):
+    """Means 4 apart with spreads of 0.1: with three runs a side no other draw would turn them round."""
+    values = ([5.0, 5.1, 4.9], [1.0, 1.1, 0.9])
+    groups = [[*side[1:count], side[0]] if count != 2 else side[1:] for side, count in zip(values, runs, strict=True)]
+    found = contrast((1, groups[0]), (-1, groups[1]))
+    assert found.words().startswith(said) and found.sign == (min(runs) == 3) and found.runs == min(runs)
+    assert bool(found.lack) == (found.low is None) == (min(runs) < 3)
 
 
 @pytest.mark.parametrize("count", [0, 1, 4321, 10_000])
@@ -135,11 +147,66 @@ def test_whether_only_liresnet_gains(results: Path, linear: int, conventional: i
     signs = ((linear > 0) - (linear < 0), (conventional > 0) - (conventional < 0))
     said = depth_gains.ANSWERS[signs]
     headline = depth_gains.headline(VIEW)
-    assert headline.count(f"{said}.**") == 2 and headline.count("no verdict from one run a depth") == 1
+    assert headline.count(f"{said}.**") == 2 and headline.count("no verdict from one run.**") == 1
     assert f"LiResNet {linear / 100:+.2f}" in headline and "runs of this page" not in headline
     word = {1: "gains", -1: "loses", 0: "cannot be told apart"}
     assert row(depth_gains.gains_table(VIEW), "18 epochs", "LiResNet")[5] == word[signs[0]]
-    assert row(depth_gains.gains_table(VIEW), "2 epochs", "ResNet")[3:] == ["", "", "one run each"]
+    assert row(depth_gains.gains_table(VIEW), "2 epochs", "ResNet")[3:] == ["", "", "one run"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "answer", "ahead"),
+    [
+        (1, "no verdict from one run", "at depth 3 +0.00, one run; at depth 12 +3.00, one run."),
+        (2, "no verdict from fewer than three runs",
+         "at depth 3 +0.00, fewer than three runs; at depth 12 +3.00, fewer than three runs."),
+        (3, "not contradicted: LiResNet gains, ResNet's gain cannot be told from none",
+         "at depth 3 +0.00 (-0.23 to +0.23), cannot be told apart; at depth 12 +3.00 (+2.77 to +3.23), LiResNet ahead.",
+         ),
+    ],
+)  # fmt: skip
+def test_who_is_ahead_at_equal_depth_and_what_the_other_is(results: Path, seeds: int, answer: str, ahead: str):
+    """LiResNet 3 points ahead at depth 12; every branch of the ResNets of 18 epochs shut, 15 of one seed and width."""
+    for c in CELLS:
+        if c.epochs == 18 and c.seed < seeds:
+            branches = (1e-6,) * c.depth if c.family == "resnet" else ()
+            write_record(made(c, gaining(liresnet=300)(c), branches=branches), results)
+    line = next(text for text in depth_gains.headline(VIEW).splitlines() if text.startswith("- **18 epochs"))
+    assert f"{answer}.**" in line and f"LiResNet less ResNet of equal depth and width: {ahead}" in line
+    assert f"all runs together: 0 of {3 * seeds} at depth 3, 0 of {12 * seeds} at depth 12. So the ResNet" in line
+    assert "has shut its residual branches, and none of the VRA at this budget is seen to come from" in line
+
+
+def test_runs_of_unlike_number_give_no_verdict(results: Path):
+    """Three seeds of everything but one: as while the runs are being made."""
+    publish(
+        results, lambda c: gaining(liresnet=300)(c) if (c.family, c.depth) != ("resnet", 12) or not c.seed else None
+    )
+    line = next(text for text in depth_gains.headline(VIEW).splitlines() if text.startswith("- **18 epochs"))
+    assert "no verdict from one run.**" in line and "LiResNet +3.00 (+2.77 to +3.23); ResNet +0.00" not in line
+    assert "LiResNet +3.00 (+2.77 to +3.23); ResNet -0.10, one run." in line
+    assert "cannot be told apart; at depth 12 +3.10, one run." in line and "branches" not in line
+
+
+@pytest.mark.parametrize(
+    ("shallow", "deep", "said"),
+    [
+        ((0.1, 0.2, 0.3), (0.02,) * 5 + (0.001,) * 7, "9 of 9 at depth 3, 15 of 36 at depth 12.\n"),
+        (
+            (0.01, 0.0099),
+            (0.001,) * 12,
+            "3 of 6 at depth 3, 0 of 36 at depth 12; at depth 12 LiResNet is compared with",
+        ),
+    ],
+)
+def test_branches_that_are_open_in_part(results: Path, shallow, deep, said: str):
+    for c in CELLS:
+        if c.epochs == 18:
+            branches = {3: shallow, 12: deep}[c.depth] if c.family == "resnet" else ()
+            write_record(made(c, 4000, branches=branches), results)
+    headline = depth_gains.headline(VIEW)
+    assert f"all runs together: {said}" in headline and "has shut its residual branches" not in headline
+    assert "open where it adds 0.01 or more" in headline
 
 
 def test_it_can_only_hold_where_liresnet_gains_and_the_other_does_not():
@@ -164,7 +231,24 @@ def test_one_missing_seed_is_said_and_does_not_stop_the_page(results: Path):
     assert "2 of 3 seeds" in row(depth.vra_tables(VIEW)[2], "LiResNet")[2]
     assert f"{len(CELLS) - 1} of {len(CELLS)} runs of this page are published" in depth_gains.headline(VIEW)
     assert "depth-liresnet.yaml`: 11 of 12 runs published" in depth.study_list()
-    assert "gains" in row(depth_gains.gains_table(VIEW), "18 epochs", "LiResNet")[5]
+    found = row(depth_gains.gains_table(VIEW), "18 epochs", "LiResNet")
+    assert found[3] == "" and found[5] == "fewer than three runs"
+    assert row(depth_gains.gains_table(VIEW), "6 epochs", "LiResNet")[5] == "gains"
+    assert "Highest: LiResNet at depth 12 (2 runs), 43.05 %" in depth.vra_words(VIEW)
+
+
+def test_the_highest_cell_is_named_where_there_are_two(results: Path):
+    def line() -> str:
+        return next(text for text in depth.vra_words(VIEW).splitlines() if text.startswith("- 18 epochs"))
+
+    assert "Highest" not in line()
+    write_record(made(cell("liresnet", 3, 18), 5000), results)
+    assert line().endswith("1 of 12 runs.")
+    write_record(made(cell("resnet", 3, 18), 5000), results)
+    assert line().endswith("Highest: LiResNet at depth 3 (one run) and ResNet at depth 3 (one run), 50.00 %.")
+    for seed in range(3):
+        write_record(made(cell("resnet", 12, 18, seed), 5100), results)
+    assert line().endswith("Highest: ResNet at depth 12, 51.00 %.")
 
 
 def test_another_radius_is_another_table(results: Path):

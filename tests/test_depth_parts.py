@@ -30,6 +30,7 @@ def published_numbers(results: Path):
 # --- crossings -------------------------------------------------------------------------------------------------------
 
 UP, DOWN, OPEN, ONE = Estimate(1, 0.5, 1.5), Estimate(-1, -1.5, -0.5), Estimate(0.1, -1, 1), Estimate(1.0)
+TWO = Estimate(1.0, runs=2)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,9 @@ UP, DOWN, OPEN, ONE = Estimate(1, 0.5, 1.5), Estimate(-1, -1.5, -0.5), Estimate(
         ((UP, UP), "above 0 throughout, no crossing"),
         ((OPEN, DOWN), "below 0 after 200 images, not to be told from 0 elsewhere"),
         ((OPEN, OPEN), "cannot be told from 0 anywhere"),
-        ((UP, ONE), "one run each, so no crossing is claimed"),
+        ((UP, ONE), "one run, so no crossing is claimed"),
+        ((UP, TWO), "fewer than three runs, so no crossing is claimed"),
+        ((TWO, ONE), "one run, so no crossing is claimed"),
         ((UP, None), "not run"),
         ((), "not run"),
     ],
@@ -145,6 +148,13 @@ def test_gradient_norms(results: Path):
     )
 
 
+def test_the_clip_is_said_of_a_budget_with_one_depth_too(results: Path):
+    c = cell("liresnet", 3, 18)
+    rows = [{"images": 100 * n, "lipschitz_estimate": 3, "gradient_norm": 1.0} for n in range(1, 41)]
+    write_record(made(c, 4000, curve=curve_file(results, c, rows)), results)
+    assert depth_curves.gradient_words(VIEW).endswith("In the budget of 18 epochs gradients are clipped at 3.")
+
+
 def test_a_smoothed_curve_is_a_geometric_mean():
     runs = [[(n, 1.0) for n in range(41)], [(n, 100.0) for n in range(1, 41)]]
     assert depth_curves.smoothed(runs) == [(n, pytest.approx(10.0)) for n in range(2, 41)]
@@ -165,6 +175,13 @@ def test_branches_that_shut_themselves(results: Path):
     shut = words.partition("More than half of the branches shut themselves at ")[2]
     assert "depth 12 after 18 epochs" in shut and "depth 24 after 6 epochs" in shut and "depth 3 " not in shut
     assert row(depth_bounds.constants_table(VIEW), "18 epochs", "ResNet, depth 3")[3] == "1.717"
+
+
+@pytest.mark.parametrize(("shut", "most"), [(6, False), (7, True)])
+def test_half_of_the_branches_is_not_more_than_half(results: Path, shut: int, most: bool):
+    branches = (0.001,) * shut + (0.012,) * (12 - shut)
+    write_record(made(cell("resnet", 12, 18), 4000, branches=branches), results)
+    assert ("More than half of the branches shut themselves" in depth_bounds.branch_words(VIEW)) == most
 
 
 def test_branches_that_stay_open(results: Path):
@@ -195,6 +212,12 @@ def test_tightness_by_budget(results: Path):
     assert words.count("ResNet uses more of its bound") == 2 and words.count("that is one network each") == 1
     figures = {figure.name: figure for figure in depth_tightness.tightness_figures(VIEW)}
     assert len(lines(figures["depth-tightness-18"])) == 12 and "24" in figures["depth-tightness-6"].csv
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(1, "one network each"), (2, "fewer than three networks")])
+def test_tightness_of_few_networks_orders_nothing(results: Path, seeds: int, said: str):
+    tightness(results, lambda c: (0.9 if c.family == "resnet" else 0.7) if c.epochs == 18 and c.seed < seeds else None)
+    assert f"At depth 12 that is {said}." in depth_tightness.tightness_words(VIEW)
 
 
 def test_tightness_of_the_earlier_runs_alone(results: Path):

@@ -1,12 +1,15 @@
 """The GPU queue: every file can be run, its counts are torch's, and the measurement survives whatever happens to it."""
 
 import argparse
+import csv
 import json
+import re
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from made import make_record
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,8 +22,10 @@ from lipcert.optimizers import polar_factor
 from lipcert.orthogonal import cholesky_orthogonalise
 from lipcert.paths import ROOT
 from lipcert.records import read_record
-from lipcert.report import gpu_queue
+from lipcert.report import gpu_predictions, gpu_queue
+from lipcert.report import operations as step_operations
 from lipcert.run import Run
+from workflow.cells import queued
 
 ENTRIES = gpu_queue.entries()
 FILES = {entry.path.stem: entry for entry in ENTRIES if entry.path}
@@ -45,20 +50,73 @@ def operations(work):
 
 def test_the_queue_is_in_order_and_its_commands_name_files():
     orders = [entry.order for entry in ENTRIES]
-    assert orders == sorted(orders) and set(orders) == {1, 2, 3, 4, 5, 6}
-    assert [orders.count(n) for n in range(1, 6)] == [1] * 5
+    assert orders == sorted(orders) and set(orders) == set(range(1, 12))
+    assert [orders.count(n) for n in (*range(1, 6), 11)] == [1] * 6
     for entry in FILES.values():
-        assert (ROOT / entry.command.split()[-1]) == entry.path
+        program, verb, file, *rest = entry.command.split()
+        assert (program, ROOT / file) == ("lipcert", entry.path)
+        assert verb == ("study" if "matrix" in yaml.safe_load(entry.path.read_text()) else "train")
+        assert rest == (["--resume"] if entry.order >= 10 else [])
+
+
+def test_the_workflow_makes_the_files_in_the_order_of_the_queue():
+    assert queued(gpu_queue.FOLDER) == [entry.path for entry in ENTRIES if entry.path and entry.order != 10]
+
+
+def test_the_presets_of_the_queue_need_no_images_that_must_be_made():
+    names = {entry.path.stem for entry in ENTRIES if entry.order == 10}
+    folder = ROOT / "notebooks" / "params" / "published"
+    assert names == {
+        path.stem
+        for path in folder.glob("liresnet-*.yaml")
+        if "imagenet" not in path.stem and "generated:" not in path.read_text()
+    }
+    every = len(list(folder.glob("*.yaml")))
+    assert f"lists {len(names)} of the {every} presets" in gpu_queue.presets_words()
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_builds_a_network(name):
-    assert on_meta(FILES[name].config).parameter_count() > 0
+    configs = FILES[name].configs
+    differ = {(c.family, c.depth, c.width, c.classes): c for c in configs}.values()
+    assert configs and all(on_meta(config).parameter_count() > 0 for config in differ)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in FILES.items() if 7 <= entry.order <= 9 or entry.order == 11])
+def test_later_entries_have_the_recipe_of_the_first(name):
+    first, (config, *_) = FILES["2-cifar10-10min"].config.model_dump(), FILES[name].configs
+    # The network, the data, the length, and what they bring with them.
+    free = {"dataset", "family", "depth", "width", "neck_width", "stem", "branch_scale", "classes", "class_seed"}
+    free |= {"train_images", "minutes", "steps", "epochs", "crop", "lr", "loss", "robust_weight", "seed"}
+    config = config.model_dump()
+    assert {key for key in config if config[key] != first[key]} <= free
+    assert config["crop"] == (8 if config["dataset"] == "tiny_imagenet" else 4) and not config["minutes"]
+
+
+@pytest.mark.parametrize("name", [name for name, entry in FILES.items() if 7 <= entry.order <= 9 or entry.order == 11])
+def test_heads_say_what_is_counted(name):
+    time, *_ = gpu_queue._time(FILES[name]).split(",")
+    said = gpu_queue.counted_time(FILES[name].path)
+    assert said == time.replace(" min", " minutes").replace(" h", " hours")
+
+
+def test_what_a_matrix_has_in_common_and_what_varies():
+    depth = {name: FILES[name] for name in FILES if name.startswith("7-")}
+    assert all([config.depth for config in entry.configs] == [3, 6, 12, 18, 24] for entry in depth.values())
+    assert {c.family for e in depth.values() for c in e.configs} == {"liresnet", "resnet", "convnet"}
+    count = [c for name in FILES if name.startswith("8-") for c in FILES[name].configs]
+    assert {(c.classes, c.train_images) for c in count} == {
+        (None, None), (10, None), (20, None), (50, None), (20, 5000), (50, 5000), (100, 5000),
+    }  # fmt: skip
+    assert len({c.steps for c in count}) == 1 and len({c.run_id() for c in count}) == len(count)
+    losses = [c for name in FILES if name.startswith("9-") for c in FILES[name].configs]
+    assert {c.loss for c in losses} == {"emma", "emma_fixed", "gloro", "trades_kl", "annealing"}
+    assert len({c.epochs for c in losses}) == 1
 
 
 @EVERY
 def test_parameters_are_those_of_the_network(entry):
-    assert on_meta(entry.config).parameter_count() == gpu_queue.parameters(entry.config)
+    assert on_meta(entry.config).parameter_count() == step_operations.parameters(entry.config)
 
 
 @EVERY
@@ -92,11 +150,11 @@ def test_operations_of_an_image_are_those_that_torch_counts(entry):
         with torch.device("meta"):
             return operations(lambda: network(torch.zeros(batch, *shape)))
 
-    assert at(2) - at(1) == gpu_queue.forward_operations(entry.config)  # what a step does once drops out
+    assert at(2) - at(1) == step_operations.forward_operations(entry.config)  # what a step does once drops out
 
 
 def test_operations_of_the_optimiser_are_those_that_torch_counts():
-    assert operations(lambda: polar_factor(torch.randn(12, 40))) == gpu_queue._polar((40, 12))
+    assert operations(lambda: polar_factor(torch.randn(12, 40))) == step_operations._polar((40, 12))
 
 
 def test_operations_of_orthogonalisation_are_about_those_of_its_gradient_step():
@@ -105,35 +163,107 @@ def test_operations_of_orthogonalisation_are_about_those_of_its_gradient_step():
     with FlopCounterMode(display=False) as counter:
         cholesky_orthogonalise(matrix).sum().backward()
     # Blockwise: solves are not counted by torch, and blocks on the diagonal do both triangles.
-    assert counter.get_total_flops() == pytest.approx(gpu_queue._orthogonalise((rows, columns)), rel=0.35)
+    assert counter.get_total_flops() == pytest.approx(step_operations._orthogonalise((rows, columns)), rel=0.35)
 
 
 @EVERY
 def test_sees_every_image_often_enough_even_at_half_the_speed(entry):
-    low, high = gpu_queue.predicted(entry.config).epochs
-    slow = entry.config.batch / gpu_queue.step_seconds(entry.config, gpu_queue.UTILISATION[0] / 2)
+    low, high = gpu_predictions.predicted(entry.config).epochs
+    slow = entry.config.batch / gpu_predictions.step_seconds(entry.config, gpu_predictions.UTILISATION[0] / 2)
     assert 200 < low < high < 400
     assert 60 * entry.config.minutes * slow / DATASETS[entry.config.dataset].train > 100
 
 
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [("7-depth-resnet", 3), ("7-depth-convnet", 6), ("11-tiny-imagenet", 12), ("liresnet-v1-tiny", 18)],
+)
+def test_operations_of_other_networks_are_those_that_torch_counts(name, depth):
+    config = next(config for config in FILES[name].configs if config.depth == depth)
+    network, shape = on_meta(config), DATASETS[config.dataset].shape
+
+    def at(batch):
+        with torch.device("meta"):
+            return operations(lambda: network(torch.zeros(batch, *shape)))
+
+    assert 3 * config.batch * (at(2) - at(1)) == step_operations.counts(config).convolutions
+
+
+@pytest.mark.parametrize("family", gpu_predictions.LAUNCHES)
+def test_launches_are_those_of_a_step(family):
+    rest, block = gpu_predictions.LAUNCHES[family]
+    assert [launched(family, depth) for depth in (3, 6)] == [rest + 3 * block, rest + 6 * block]
+
+
+def launched(family, depth):
+    """Operations of one training step that are no views."""
+    shape = {"family": family, "depth": depth, "width": 8, "neck_width": 16, "batch": 16}
+    recipe = FILES["2-cifar10-10min"].config.model_dump() | shape | {"minutes": None, "steps": 9, "device": "cpu"}
+    run = Run(TrainConfig(**recipe), harness.random_data(64))
+    run.train_step()
+    with Dispatched() as found:
+        run.train_step()
+    return found.count
+
+
+class Dispatched(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        # What a view returns shares its memory with what it was given, by its schema, which hides it in one case.
+        view = any(part.alias_info and not part.alias_info.is_write for part in function._schema.returns)
+        self.count += not view and "_unsafe_view" not in function.__name__
+        return function(*args, **(kwargs or {}))
+
+
+def test_of_generated_images_and_distances_nothing_is_counted():
+    folder = ROOT / "notebooks" / "params"
+    for name in ("published/liresnet-iclr-cifar10-generated", "gpu/6-linf-cifar10-8"):
+        with pytest.raises(ValueError, match="counted are"):
+            step_operations.counts(load_config(folder / f"{name}.yaml"))
+
+
+def test_most_steps_of_entries_7_to_9_are_as_long_as_their_launches():
+    configs = [config for entry in ENTRIES if 7 <= entry.order <= 9 for config in entry.configs]
+    bound = [c for c in configs if gpu_predictions.step_seconds(c, 0.35) == gpu_predictions.launch_seconds(c)]
+    assert len(configs) / 2 < len(bound) < len(configs)
+
+
 def test_launching_is_the_limit_of_small_steps():
     config = FILES["2-cifar10-10min"].config.model_copy(update={"batch": 64})
-    assert gpu_queue.step_seconds(config, 0.4) == gpu_queue.HOST_SECONDS
+    assert gpu_predictions.step_seconds(config, 0.4) == gpu_predictions.HOST_SECONDS
 
 
-@pytest.mark.parametrize(
-    ("dataset", "width", "published"),
-    [("cifar10", 256, 65.1), ("cifar10", 512, 66.9), ("cifar100", 256, 36.3), ("cifar100", 512, 37.5)],
-)
-def test_the_rule_of_thumb_covers_what_is_published(dataset, width, published):
-    low, high = gpu_queue.extrapolated(dataset, 800 * 50_000, width)
-    assert low <= published <= high
+def _published():
+    """VRA at 36/255 of the LiResNets that published.csv has without generated data on CIFAR."""
+    with open(ROOT / "results" / "published.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            size = re.fullmatch(r"(?:CHORD )?LiResNet L\d+W(\d+)( .*)?", row["model"])
+            asked = ("none", "l2", "36/255", "vra")
+            if size and (row["extra_data"], row["norm"], row["radius"], row["metric"]) == asked:
+                yield row, int(size[1])
+
+
+def test_the_rule_of_thumb_covers_two_generations_and_not_the_third():
+    words, seen = gpu_queue.rule_words().splitlines(), 0
+    for row, width in _published():
+        if row["dataset"] not in ("cifar10", "cifar100"):
+            continue
+        low, high = gpu_predictions.extrapolated(row["dataset"], 800 * 50_000, width)
+        third, value = row["model"].startswith("CHORD"), float(row["value_percent"])
+        assert (value > high) if third else (low <= value <= high)
+        (line,) = (line for line in words if f"{value}\N{NO-BREAK SPACE}% on" in line)
+        assert ("third generation" in line) == third == (": above the rule" in line)
+        seen += 1
+    assert seen == 7 == "".join(words).count("by the rule")
 
 
 @pytest.mark.parametrize("run", ["cifar10-liresnet-L6W80-emma-s0-bb9ff20a", "cifar100-liresnet-L6W80-emma-s0-a39b6a37"])
 def test_the_rule_starts_from_runs_of_the_study(run):
     record = read_record(ROOT / "results" / "runs" / f"{run}.json")
-    known, images, width = gpu_queue._KNOWN[record.config.dataset]
+    known, images, width = gpu_predictions.KNOWN[record.config.dataset]
     certified = next(
         result.certified_correct
         for result in record.test.results
@@ -145,7 +275,7 @@ def test_the_rule_starts_from_runs_of_the_study(run):
 def test_a_length_in_epochs_cannot_be_predicted():
     config = FILES["2-cifar10-10min"].config.with_steps(10)
     with pytest.raises(ValueError, match="minutes"):
-        gpu_queue.predicted(config)
+        gpu_predictions.predicted(config)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -153,9 +283,13 @@ def test_a_length_in_epochs_cannot_be_predicted():
 
 def test_the_table_says_not_run_until_there_is_a_record():
     lines = gpu_queue.queue_table().splitlines()[2:]
-    assert len(lines) == len(ENTRIES) and all("not run" in line for line in lines)
-    for entry, line in zip(ENTRIES, lines, strict=True):
-        assert f"`{entry.command}`" in line
+    assert len(lines) == len(ENTRIES) and all(line.endswith("| not run |") for line in lines)
+    shown = gpu_queue.commands().splitlines()
+    assert (shown[0], shown[-1]) == ("```bash", "```")
+    for entry, line, command in zip(ENTRIES, lines, shown[1:-1], strict=True):
+        assert line.startswith(f"| {entry.order} | {entry.title} |")
+        assert command.split("  # ") == [command.split("  # ")[0], str(entry.order)]
+        assert command.split("  # ")[0].rstrip() == entry.command
     assert len(gpu_queue.counts_table().splitlines()) == 2 + len(TRAINED)
 
 
@@ -165,6 +299,52 @@ def test_a_record_of_any_seed_is_shown():
     records = [make_record(ran.model_copy(update={"seed": seed, "compiled": True})) for seed in (0, 1)]
     assert gpu_queue.status(entry, records) == "65.10 % (seed 0); 65.10 % (seed 1)"
     assert gpu_queue.status(FILES["3-cifar10-25min"], records) == "not run"
+
+
+def test_seeds_of_entry_2_are_those_of_entry_5():
+    (fifth,) = (entry for entry in ENTRIES if entry.order == 5)
+    ran = FILES["2-cifar10-10min"].config.with_steps(12_000)
+    first, again = (make_record(ran.model_copy(update={"seed": seed})) for seed in (0, 2))
+    assert gpu_queue.status(fifth, [first]) == "not run"
+    assert gpu_queue.status(fifth, [first, again]) == "65.10 % (seed 2)"
+
+
+def test_a_matrix_says_how_many_of_its_runs_there_are():
+    entry = FILES["7-depth-convnet"]
+    shallow, *_, deep = entry.configs
+    records = [make_record(shallow, epochs=200), make_record(deep, epochs=200, status="diverged")]
+    assert gpu_queue.status(entry, records[:1]) == "1 of 5 runs: 65.10 % (depth 3)"
+    assert gpu_queue.status(entry, records) == "2 of 5 runs: 65.10 % (depth 3); diverged (depth 24)"
+    other = make_record(shallow.model_copy(update={"seed": 1}), epochs=200)  # the file asks for seed 0
+    assert gpu_queue.status(entry, [other]) == "not run"
+
+
+def test_a_shorter_run_is_not_the_one_that_was_asked_for():
+    entry = FILES["liresnet-v1-cifar10"]
+    short = make_record(entry.config.model_copy(update={"epochs": 2.0}), epochs=2)
+    assert gpu_queue.status(entry, [short]) == "not run"
+    assert gpu_queue.status(entry, [short, make_record(entry.config)]) == "65.10 % (seed 0)"
+    stopped = make_record(entry.config, status="stopped")
+    assert gpu_queue.status(entry, [stopped]) == "not run"
+
+
+def test_aims_are_published_numbers():
+    aims = {entry.path.stem: gpu_queue._aim(entry) for entry in FILES.values()}
+    assert [aims[f"6-linf-{name}"] for name in ("cifar10-8", "mnist-0.1", "mnist-0.3")] == [
+        "VRA at 8/255 beside the published 40.06 %",
+        "VRA at 0.1 beside the published 97.95 %",
+        "VRA at 0.3 beside the published 93.20 %",
+    ]
+    assert aims["11-tiny-imagenet"] == "VRA at 36/255 of 29.2 % or more"
+    assert aims["liresnet-iclr-cifar10"] == "VRA at 36/255 beside the published 69.8 %"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(150, 150, "2.5 min"), (700, 1000, "12 to 17 min"), (7_900, 8_900, "2.2 to 2.5 h"), (90_000, 90_000, "25 h")],
+)
+def test_durations_in_words(low, high, said):
+    assert gpu_queue._duration(low, high) == said
 
 
 # --- the step --------------------------------------------------------------------------------------------------------

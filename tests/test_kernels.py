@@ -7,8 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from lipcert import kernels
+from lipcert.config import TrainConfig
+from lipcert.data import load_dataset
 from lipcert.kernels import native, product
 from lipcert.orthogonal import cholesky_orthogonalise
+from lipcert.run import Run, TrainingError
 
 needs_compiler = pytest.mark.skipif(kernels.problem() is not None, reason=str(kernels.problem()))
 SIZES = [  # batch, inputs, outputs, height, width; tiles are 4 x 4, blocks of them 32, vectors at most 16 channels
@@ -259,5 +262,24 @@ def test_without_a_compiler_everything_runs(monkeypatch, tmp_path):
             y = kernels.conv3x3(x, w, b, then_minmax=True)
         assert torch.equal(y, kernels.minmax(F.conv2d(x, w, b, padding=1)))
         y.backward(g)
+        with pytest.raises(TrainingError, match=r"kernels='native' on cpu: no C compiler.*use kernels=torch"):
+            Run(TrainConfig(dataset="digits", steps=1, kernels="native", device="cpu"), load_dataset("digits"))
     finally:
         native.build.cache_clear()
+
+
+def test_minmax_needs_pairs():
+    with pytest.raises(ValueError, match="3 channels: must be even"):
+        kernels.minmax(torch.rand(2, 3, 4, 4))
+
+
+@needs_compiler
+def test_the_default_dtype_does_not_matter():
+    x, w, b, _ = problem(SIZES[0])
+    with kernels.fast(True):
+        expected = kernels.conv3x3(x, w, b)
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert torch.equal(kernels.conv3x3(x, w, b), expected)
+        finally:
+            torch.set_default_dtype(torch.float32)

@@ -19,8 +19,8 @@ from lipcert.record import Record
 from lipcert.records import write_record
 from lipcert.report import limits, limits_distances, limits_pictures, limits_words
 from lipcert.report.checks import Check, write_check
-from lipcert.report.gpu_queue import forward_operations
 from lipcert.report.limits import Cell, Found, ceiling
+from lipcert.report.operations import forward_operations
 from lipcert.report.published import preset_model, presets
 from lipcert.report.svg import Figure
 
@@ -140,7 +140,26 @@ def test_growth_without_an_end_is_not_said_to_flatten():
     fit = ceiling(cells)
     assert not fit.flattens and fit.top.high == 100 and fit.gain(cells[-1].operations).low > 0
     words = limits_words.headline(found_of(cells))
-    assert "still grows at the largest run" in words and "to 100 % fits" in words
+    assert fit.gain(cells[-1].operations).low >= limits_words.NOTICED
+    assert "still brings 0.25 points of VRA or more at the largest run" in words and "would bring +" in words
+    assert f"reached is refused as a ceiling, {fit.top.low:.1f} to 100 % are not" in words
+
+
+def test_growth_too_small_to_notice_is_said_to_be():
+    cells = [cell(99 + 0.15 * k + (-1) ** k * 0.001, 1e12 * 2**k) for k in range(6)]
+    fit = ceiling(cells)
+    assert not fit.flattens and fit.gain(cells[-1].operations).high < limits_words.NOTICED
+    words = limits_words.headline(found_of(cells))
+    assert "brings less than 0.25 points of VRA at the largest run" in words and "do not show where VRA ends" in words
+
+
+def test_a_ceiling_is_refused_where_the_curve_goes_on_without_scatter():
+    cells = [cell(30 + 4 * k + (-1) ** k * 0.01, 1e12 * 2**k) for k in range(7)]
+    fit = ceiling(cells)
+    best = cells[-1].vra
+    assert not fit.flattens and fit.top.low > best + 0.1
+    said = f"the {best:.1f} % that was reached is refused as a ceiling, {fit.top.low:.1f} to 100 % are not"
+    assert said in limits_words.headline(found_of(cells)) and said in limits_words.fit_words(found_of(cells))
 
 
 def test_runs_that_flatten_are_said_to():
@@ -157,7 +176,11 @@ def test_scatter_decides_nothing_and_says_so():
     values = (50, 40, 55, 42, 52, 41)
     cells = [cell(v, 1e12 * 2**k) for k, v in enumerate(values)]
     words = limits_words.headline(found_of(cells)) + limits_words.fit_words(found_of(cells))
-    assert "decide neither whether VRA still grows noticeably" in words and "6 networks do not decide" in words
+    assert "decide neither whether a doubling of operations still brings 0.25 points" in words
+    assert "6 networks do not decide" in words and ceiling(cells).gain(cells[-1].operations).low >= 0
+    assert "cannot fall, so no gain below 0 is in it" in words
+    assert ceiling(cells).top.low == pytest.approx(55)
+    assert "no ceiling between the 55.0 % that was reached and 100 % is refused" in words
 
 
 def test_too_few_cells_are_not_fitted():
@@ -307,7 +330,7 @@ def test_the_kept_table_of_the_notebook_is_the_one_that_is_computed():
 
 def test_the_settings_of_long_runs_belong_to_the_recipe_of_the_speed_run():
     folder = ROOT / "notebooks/params/study"
-    long = load_config(folder / "speedrun-cpu-10m.yaml") if (folder / "speedrun-cpu-10m.yaml").exists() else None
+    long = load_config(folder / "speedrun-cpu-long.yaml") if (folder / "speedrun-cpu-long.yaml").exists() else None
     if long is None:
         pytest.skip("no such file")
     short = long.model_copy(update={"epochs": 20.0, "crop": 2, "seed": 2, "width": 32, "neck_width": 128})

@@ -239,8 +239,42 @@ def test_margins_and_intervals_side_by_side(studies: Path, results: Path):
     assert {"line": "0.3, distances", "measure": "margin", "seed": "1", "percent": "90.9100"} in drawn
     assert {"line": "0.3, distances", "measure": "published", "seed": "", "percent": "93.20"} in drawn
     assert not [line for line in drawn if line["line"] == "0.3, IBP" and line["measure"] in ("margin", "published")]
-    assert "90.50 % on MNIST at 0.1 (2 seeds)" in linf.headline()
+    assert linf.headline().startswith("**Not decided**: there are fewer than three runs")
+    assert "On MNIST at 0.1: ℓ∞-distance net 90.50 % (2 seeds); nothing conventional beside it." in linf.headline()
+    assert "On MNIST at 0.3: ℓ∞-distance net 90.50 % (2 seeds); convolutions, IBP 90.00 % (one run)." in linf.headline()
     assert len(linf_runs.records()) == 15 and linf.study_list() == ""
+
+
+@pytest.mark.parametrize(
+    ("distances", "convolutions", "says"),
+    [
+        ((3000, 3100, 3200), (2000, 2100, 2999), "**At this size the distance nets are ahead**, by every seed"),
+        ((3000, 3100, 3200), (2000, 2100, 3000), "**Not decided**: neither kind is ahead by every seed"),
+        ((3000, 3100, 3200), (3201, 3300, 3400), "**Not at this size**: the convolutions are ahead"),
+        ((3000, 3100, 3200), (2000, 2100), "**Not decided**: there are fewer than three runs"),
+        ((3000, 3100, 3200), (), "**Not decided**: nowhere have both kinds been run."),
+        ((), (3000, 3100, 3200), "**Not decided**: nowhere have both kinds been run."),
+    ],
+)
+def test_who_is_ahead_takes_three_runs_and_every_seed(studies: Path, results: Path, distances, convolutions, says):
+    """The hinge's single low run beside them changes nothing: the better distance net counts."""
+    for name, loss, counts in (("linf-cifar10", "linf_mixture", distances), ("ibp-cifar10", "ibp", convolutions)):
+        settings = STUDIES[name] | {"matrix": {"loss": [loss], "seed": [0, 1, 2]}}
+        (studies / f"{name}.yaml").write_text(yaml.safe_dump({k: v for k, v in settings.items() if k != "loss"}))
+        linf_runs._study.cache_clear()
+        for cell, count in zip(linf_runs._study(studies / f"{name}.yaml").cells, counts, strict=False):
+            publish(results, cell, 9000, count, None if loss == "ibp" else count)
+    hinge = TrainConfig(**CIFAR, loss="linf_hinge")
+    (studies / "linf-hinge-cifar10.yaml").write_text(yaml.safe_dump({**CIFAR, "matrix": {"loss": ["linf_hinge"]}}))
+    publish(results, hinge, 9000, 1000, 1000)
+    words = linf.headline()
+    assert words.startswith(says) == bool(distances) and "ℓ∞-distance net, hinge 10.00 % (one run)" in words
+    assert "MNIST" not in words
+
+
+def test_published_places_are_counted():
+    words = linf.elsewhere_words()
+    assert "in 1 of 4 places (CIFAR-10 at 8/255)." in words
 
 
 ORDERS = {"hinge": 60, "clipped": 10, "fixed": 80, "fading": 90}

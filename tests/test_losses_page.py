@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from lipcert.paths import results_dir
 from lipcert.report import loss_study
 from lipcert.report import loss_study_answers as answers
 from lipcert.report import loss_study_curves as curves
+from lipcert.report import loss_study_fall as fall
 from lipcert.report import loss_study_threats as threats
 from lipcert.report import loss_study_vra as vra
 from lipcert.report.checks import Check, write_check
@@ -40,12 +42,12 @@ def test_without_records_everything_says_not_run():
     assert "**not run** (42 runs are planned)" in answers.headline(study)
     assert "Not answered: 42 of 42 runs are missing" in answers.scaling_answer(study)
     assert answers.price_answer(study).count("**not run**") == 3
-    words = (vra.pairs_words, vra.fall_words, curves.curve_words, curves.images_words, threats.threat_words,
+    words = (vra.pairs_words, fall.fall_words, curves.curve_words, curves.images_words, threats.threat_words,
              threats.argument_words, answers.price_words)  # fmt: skip
     assert all("**not run**" in say(study) for say in words)
     assert vra.vra_words(study, 10) == "10 classes: **not run**."
     assert cells_of(vra.vra_table(study, 100), GLORO)[1:] == [NOT_RUN] * 4
-    for empty in (vra.pairs_figure, vra.fall_table, curves.images_table, threats.threat_table, threats.threat_figure,
+    for empty in (vra.pairs_figure, fall.fall_table, curves.images_table, threats.threat_table, threats.threat_figure,
                   answers.price_table):  # fmt: skip
         assert empty(study) == ""
     missing = loss_study.study_list(study)
@@ -118,6 +120,30 @@ def test_how_often_chance_passes_the_rule():
     assert [bool(p) for p in passed[:200]] == [loss_study.told_apart(list(gaps)) for gaps in gaps_NP[:200]]
 
 
+@pytest.mark.parametrize(
+    ("title", "text", "whole"),
+    [("GloRo", "+0.90", "GloRo (+0.90)"), ("TRADES-KL (weight 2)", "+0.93", "TRADES-KL (weight 2; +0.93)")],
+)
+def test_remarks_share_the_brackets_of_a_title(title, text, whole):
+    assert loss_study.remark(title, text) == whole
+
+
+def test_titles_are_one_item_of_a_list():
+    titles = loss_study.load().titles
+    assert MARGIN in titles and any(title.startswith("TRADES-KL (weight ") for title in titles)
+    assert not any(", " in title or " and " in title for title in titles)
+
+
+def test_comparisons_of_too_few_pairs_are_not_counted():
+    publish(lambda cell: whole(cell) if pair(cell) < (2 if few(cell) else 3) else None)
+    rivals = len(loss_study.load().rivals)
+    assert f"of {rivals} comparisons, {rivals * loss_study.CHANCE:.1f} would" in vra.pairs_words(loss_study.load())
+    publish(lambda cell: None)
+    assert loss_study.rule_words(0).endswith("comparisons of 3 pairs.") and "of 1 comparison," in loss_study.rule_words(
+        1
+    )
+
+
 # --- VRA, the fall ---------------------------------------------------------------------------------------------------
 
 
@@ -149,36 +175,102 @@ def test_every_loss_beside_emma_pair_by_pair():
 def test_who_scales_better():
     publish(whole)
     study = loss_study.load()
-    assert vra.scaling(study)[vra.BETTER] == [MARGIN] and vra.scaling(study)[vra.WORSE] == []
-    row = cells_of(vra.fall_table(study), MARGIN)
+    assert fall.scaling(study)[fall.BETTER] == [MARGIN] and fall.scaling(study)[fall.WORSE] == []
+    row = cells_of(fall.fall_table(study), MARGIN)
     assert row == [MARGIN, "29.00 → 13.00 %", "16.00", "44.8 %", "67.3 %", "-12.00 → -3.00: scales better"]
-    assert cells_of(vra.fall_table(study), EMMA)[1:4] == ["41.00 → 16.00 %", "25.00", "39.0 %"]
-    words = vra.fall_words(study)
+    assert cells_of(fall.fall_table(study), EMMA)[1:4] == ["41.00 → 16.00 %", "25.00", "39.0 %"]
+    words = fall.fall_words(study)
     assert f"{MARGIN} keeps most at 100, 44.8 %, and " in words and f"Scales better: {MARGIN}; worse: none" in words
+    by_chance = fall.luck(study)
+    assert f"would make about {by_chance.verdicts:.1f} of 6 comparisons better or worse" in words
     answer = answers.scaling_answer(study)
-    assert f"By our data yes: beside EMMA {MARGIN} stood better" in answer and "from 41.00 to 16.00 %" in answer
-    assert f"That makes up for what {MARGIN} lacked at 10, and no more: not ahead at 100." in answer
+    remark = loss_study.remark(MARGIN, "behind at 10 classes, behind at 100")
+    assert f"By our rule 1 of 6 does: {remark}. None that does is ahead of EMMA at 100." in answer
+    assert f"about {by_chance.verdicts:.1f} verdicts in 6 comparisons (simulated), and 1 or more " in answer
+    assert (
+        f'of them "better" in {100 * by_chance.better[1]:.0f} of 100 studies like this one, so one alone is' in answer
+    )
+    assert "from 41.00 to 16.00 %" in answer
     assert f"At 100 classes alone, ahead of EMMA: {FOCAL}; behind: " in answer and MARGIN in answer.split("behind: ")[1]
 
 
 def test_points_and_ratios_must_agree():
     """Half of EMMA's VRA throughout: in points the gap shrinks, as a ratio nothing changes."""
     publish(lambda cell: (40 if few(cell) else 16) / (1 if cell.loss == "emma" else 2))
-    assert set(vra.scaling(loss_study.load())[EVEN]) == set(loss_study.load().rivals)
+    assert set(fall.scaling(loss_study.load())[EVEN]) == set(loss_study.load().rivals)
     answer = answers.scaling_answer(loss_study.load())
-    assert "do not decide it for" in answer
+    assert "do not decide it for" in answer and "chance" not in answer
+
+
+def test_ahead_at_many_classes_is_said():
+    """Focal EMMA from behind to ahead, all others as EMMA: with no spread chance gives no verdict."""
+    publish(lambda cell: (40 if few(cell) else 20) + (2 - 4 * few(cell)) * (cell.loss == "focal"))
+    answer = answers.scaling_answer(loss_study.load())
+    assert f"1 of 6 does: {FOCAL} (behind at 10 classes, ahead at 100). If none" in answer
+    assert "about 0.0 verdicts in 6 comparisons" in answer and "fewer than 1 of 100 studies like this one." in answer
+    assert "weak evidence" not in answer
+
+
+def test_without_any_certificate_of_emma_nothing_scales():
+    publish(lambda cell: 0.0 if cell.loss == "emma" else 10.0)
+    study = loss_study.load()
+    assert len(fall.scaling(study)[FEW]) == 6 and "Not answered" in answers.scaling_answer(study)
+    assert "by chance" not in fall.fall_words(study)
+
+
+@pytest.mark.parametrize(("few_pairs", "many_pairs"), [(3, 3), (5, 3)])
+def test_chance_of_a_verdict_against_the_count_of_orders(few_pairs, many_pairs):
+    """One loss, levels at which points and ratios agree: all orders of the pairs are as likely."""
+    found = fall.equals(((few_pairs, many_pairs),), (1.0, 1.0), (1e6, 1e6))
+    orders = math.comb(few_pairs + many_pairs, many_pairs)
+    assert found.better == pytest.approx((1, 1 / orders), abs=0.003)
+    assert found.verdicts == pytest.approx(2 / orders, abs=0.004) and found.comparisons == 1
+
+
+def test_chance_of_verdicts_that_share_emmas_runs():
+    """Written out loss by loss, run by run."""
+    draw, trials, better, verdicts = random.Random(1), 8000, [0] * 7, 0
+    for _ in range(trials):
+        emma = [[draw.gauss(*end) for _ in range(3)] for end in ((58, 0.6 / 2**0.5), (24, 0.25 / 2**0.5))]
+        up = 0
+        for _ in range(6):
+            own = [[draw.gauss(*end) for _ in range(3)] for end in ((58, 0.6 / 2**0.5), (24, 0.25 / 2**0.5))]
+            points = [[a - b for a, b in zip(*end, strict=True)] for end in zip(own, emma, strict=True)]
+            ratios = [[a / b for a, b in zip(*end, strict=True)] for end in zip(own, emma, strict=True)]
+            above = all(x < y for kind in (points, ratios) for x in kind[0] for y in kind[1])
+            up += above
+            verdicts += above or all(x > y for kind in (points, ratios) for x in kind[0] for y in kind[1])
+        for number in range(up + 1):
+            better[number] += 1
+    found = fall.equals(((3, 3),) * 6, (0.6, 0.25), (58.0, 24.0))
+    assert found.verdicts == pytest.approx(verdicts / trials, abs=0.05)
+    assert found.better == pytest.approx([count / trials for count in better], abs=0.02)
+    assert 0.1 < found.better[1] < 0.25 and found.better[0] == 1
+
+
+def test_chance_takes_spread_and_level_from_the_pairs():
+    publish(whole)
+    study = loss_study.load()
+    spreads = [
+        float(np.sqrt(np.mean([np.var(study.gaps(n, title), ddof=1) for title in study.rivals]))) for n in (10, 100)
+    ]
+    assert spreads[0] == pytest.approx(math.sqrt((5 * 0.01 + np.var([1, -1, 0.5], ddof=1)) / 6), abs=0.01)
+    assert fall.luck(study).verdicts == pytest.approx(fall.equals(((3, 3),) * 6, tuple(spreads), (41.0, 16.0)).verdicts)
 
 
 def test_all_worse_is_a_no():
     publish(lambda cell: 40.0 if few(cell) else 16 - 5 * (cell.loss != "emma"))
-    assert "By our data no: beside EMMA all" in answers.scaling_answer(loss_study.load())
+    assert "By our rule none does: measured against EMMA, all 6 do worse" in answers.scaling_answer(loss_study.load())
 
 
 def test_all_of_some_worse_is_no_answer_yet():
     publish(lambda cell: None if cell.loss not in ("emma", "margin") else 40.0 if few(cell) else
             16 - 5 * (cell.loss == "margin"))  # fmt: skip
     answer = answers.scaling_answer(loss_study.load())
-    assert f"None that was run in full: beside EMMA {MARGIN} stood worse" in answer and "By our data" not in answer
+    assert (
+        f"None that was run in full does: {MARGIN} scaled worse. If none differed" in answer
+        and "verdicts in 1 comparison (" in answer
+    )
     assert "Not in this: " in answer
 
 
@@ -271,4 +363,4 @@ def test_the_checks_can_fail():
 
 def test_other_radii_of_the_page():
     publish(whole)
-    assert any("VRA is executed, at 72/255" in str(part) for part in run_page(radius="72/255"))
+    assert any("VRA counts executed certificates at 72/255" in str(part) for part in run_page(radius="72/255"))

@@ -177,6 +177,38 @@ def test_a_failing_compiler_is_left_out_with_a_warning(clock, digits, capsys):
     assert chosen(tiny(**OPEN), digits) == PLAIN and not timed, "once is enough"
 
 
+def test_what_failed_before_is_an_error_where_nothing_else_is_asked_for(clock, digits):
+    clock(failing=["bfloat16 channels_last"])
+    chosen(tiny(**OPEN), digits)
+    assert "bfloat16 channels_last" in cached_timings()[0].failed
+    with pytest.raises(RuntimeError, match="no such instruction"):
+        choose(tiny(**OPEN | {"precision": "bfloat16"}), digits)
+
+
+def test_want_of_memory_is_not_remembered(clock, digits, monkeypatch):
+    timed = clock()
+    whole = Run.time_steps
+
+    def time_steps(self, steps):
+        if self.config.precision == "bfloat16":
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(self, steps)
+
+    monkeypatch.setattr(Run, "time_steps", time_steps)
+    assert chosen(tiny(**OPEN | {"compiled": False}), digits).startswith("float32") and not cached_timings()[0].failed
+    monkeypatch.setattr(Run, "time_steps", whole)
+    timed.clear()
+    chosen(tiny(**OPEN | {"compiled": False}), digits)
+    assert "bfloat16 channels_last" in timed
+
+
+def test_what_is_compiled_has_no_kernels_in_c(clock, digits):
+    timed = clock({"float32 channels_last native": 5.0, "bfloat16 contiguous": 8.0})
+    choice = choose(tiny(**OPEN | {"compiled": True}), digits)
+    assert (choice.config.kernels, choice.config.precision) == ("torch", "bfloat16")
+    assert not [label for label in timed if "native" in label]
+
+
 def test_no_compiler_no_trial(clock, digits, monkeypatch):
     monkeypatch.setattr("lipcert.machine.has_compiler", lambda device: False)
     timed = clock({PLAIN: 10.0})

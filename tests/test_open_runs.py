@@ -293,7 +293,7 @@ def test_tf32_is_on_in_forward_and_gradient_alone(monkeypatch):
             return slope
 
     monkeypatch.setattr("lipcert.run.tensor_float", recorded)
-    monkeypatch.setattr("lipcert.run.check_precision", lambda *_: None)
+    monkeypatch.setattr("lipcert.run.check_machine", lambda *_: None)
     estimate = Network.lipschitz_estimate
     monkeypatch.setattr(
         Network, "lipschitz_estimate", lambda self, steps: seen.append(("power", on[-1])) or estimate(self, steps)

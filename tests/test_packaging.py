@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lipcert.paths import ROOT
+from lipcert.provenance import git_state
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -59,3 +60,20 @@ def test_no_path_of_one_machine_in_the_tree() -> None:
             and path.is_file()
         ):
             assert not re.search(r"(?<![\w.])/(home|root|Users)/\w", path.read_text()), name
+
+
+def test_a_folder_one_works_in_is_not_the_code_that_runs(monkeypatch, tmp_path):
+    """Installed without its checkout, lipcert cannot say which commit it is of, whatever repository one is in."""
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    monkeypatch.delenv("LIPCERT_COMMIT", raising=False)
+    monkeypatch.setattr("lipcert.provenance.ROOT", tmp_path)
+    assert git_state() == (None, None)
+    monkeypatch.setattr("lipcert.provenance.ROOT", ROOT)
+    assert git_state("benchmarks")[0] is not None
+
+
+def test_a_benchmark_notes_how_it_was_called():
+    script = "import sys; sys.argv[1:] = ['--threads', '1']; from lipcert.provenance import command; print(command())"
+    told = "import runpy, sys; sys.modules['__main__'].__spec__ = __import__('benchmarks.peers').peers.__spec__; "
+    said = subprocess.run([sys.executable, "-c", told + script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert said.stdout == "python -m benchmarks.peers --threads 1\n"

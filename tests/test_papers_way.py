@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks import harness, training_step
 from benchmarks.harness import random_data
 from benchmarks.papers_way import PHASES, PapersNet, PapersStep, disagreements, minmax, operation_shares, orthogonalised
 from lipcert.config import ModelConfig, TrainConfig
@@ -89,3 +90,20 @@ def test_shares_are_measured_and_compared():
     assert disagreements(PHASES, good) == []
     (words,) = disagreements(PHASES | {"forward and loss": 0.5}, good)
     assert words == "forward and loss 50.0% of the step, 28.0% in the public code"
+
+
+def test_two_small_steps_pay_for_the_neck_twice():
+    """The speed run's batch is half of the others': its parts that do not depend on the batch come twice."""
+    row = "speed run, neck 256; float32, native"
+    works = {"papers' way": 2.0, "papers' way, neck 256": 1.5, row: 1.0, "convolutions; float32": 0.5}
+    works |= {f"{part}; {label}": 0.01 for part in ("lipschitz", "orthogonalisation", "images")
+              for label in ("same", "changed", "neck 256")}  # fmt: skip
+    rates = dict.fromkeys(("convolution, float32", "convolution gradients, float32", "product, float32", "memory"), 1e9)
+    found = {"seconds": {name: [s] * 3 for name, s in works.items()}, "rates": rates, "differences": {},
+             "phases": {}, "operations": {}}  # fmt: skip
+    _, numbers = training_step.rows_of("L6 W64", found, claimed=True)
+    shares = [numbers[f"L6 W64; {row}; {part} share"] for part in ("lipschitz", "orthogonalisation", "images")]
+    assert shares == pytest.approx([0.02, 0.02, 0.01])
+    parts = harness.liresnet_parts(6, 64, 256, 256)
+    limit = harness.floor_seconds([*parts, *parts[-2:]], rates, "float32")
+    assert numbers[f"L6 W64; {row}; of the limit"] == pytest.approx(limit)

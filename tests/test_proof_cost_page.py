@@ -35,13 +35,41 @@ def test_the_gap_is_counted_run_by_run_and_radius_by_radius():
     assert sorted(c.more for c in found if c.own) == [10, 30]
     assert max(c.points for c in found) == pytest.approx(1.0)
     row = cells_of(proof_cost.gap_table(), "LiResNet")
-    assert row == ["LiResNet", "2", "4 of 6", "20, at most 30", "7.5, at most 100", "1.0100, at most 1.0100"]
+    assert row == ["LiResNet", "2", "4 of 6", "0.20, at most 0.30", "0.08, at most 1.00", "1.0100, at most 1.0100"]
     headline = proof_cost.headline()
     assert "**In 4 of 6 counts" in headline and "2 networks" in headline
-    assert "20 images in the median and 30 at most, 0.30 points" in headline
+    assert "claims 0.20 points of VRA more in the median and 0.30 at most (" in headline
+    assert "LiResNet L6W32, EMMA, 30 of 10,000 images). A proof costs no more than this." in headline
+    assert "too small, as it is for certain in 2 of 2 networks" in headline
     words = proof_cost.gap_words()
     assert "4,100 images claimed and 4,000 of 10,000 proven, 100 more (1.00 points, 2.5 % of what is proven)" in words
     assert "never claims fewer" in words and "ℓ∞" not in words
+
+
+def test_networks_of_test_sets_of_any_size_are_compared_in_points():
+    """5 of 1,000 images are more than 44 of 10,000."""
+    published(claimed=(6044, 4000, 2000))
+    facts = made(dataset="mnist", proven=(600, 400, 200), claimed=(605, 400, 200)).model_dump(
+        by_alias=True, mode="json"
+    )
+    facts["data"]["test"] = 1000
+    facts["test"] |= {"images": 1000, "clean": 800}
+    write_record(Record(**facts), results_dir())
+    headline, words = proof_cost.headline(), proof_cost.gap_words()
+    assert "0.47 points of VRA more in the median and 0.50 at most (MNIST, " in headline
+    assert "5 of 1,000 images)" in headline and "44" not in headline
+    assert words.count("605 images claimed and 600 of 1,000 proven, 5 more (0.50 points") == 2
+    assert cells_of(proof_cost.gap_table(), "LiResNet")[3] == "0.47, at most 0.50"
+    drawn = csv.DictReader(io.StringIO(proof_cost.gap_figure().csv))
+    assert sorted(row["points"] for row in drawn) == ["0.4400", "0.5000"]
+
+
+def test_one_network_and_one_that_loses_nothing():
+    published(claimed=(6000, 4001, 2000))
+    assert "the estimate claims no more than is proven: there a proof costs nothing." in proof_cost.headline()
+    published(claimed=(6010, 4001, 2000))
+    assert "the estimate claims 0.10 points of VRA more (CIFAR-10, LiResNet L6W32, " in proof_cost.headline()
+    assert "in the median" not in proof_cost.headline()
 
 
 def test_an_estimate_that_claims_less_is_said():
@@ -57,8 +85,8 @@ def test_families_stand_apart_and_linf_networks_are_left_out_and_named():
     assert cells_of(table, "ConvNet")[1:] == [
         "1",
         "1 of 3",
-        "100, at most 100",
-        "0, at most 100",
+        "1.00, at most 1.00",
+        "0.00, at most 1.00",
         "1.1000, at most 1.1000",
     ]
     assert cells_of(table, "all")[1:3] == ["2", "3 of 6"]
@@ -97,7 +125,9 @@ def test_what_rounding_takes():
         if result["guarantee"] == "executed" and result["radius"] == "72/255":
             result["certified_correct"] -= 4
     write_record(Record(**facts), results_dir())
-    assert "another number of images in 1 of 6 counts, by 4 at most" in proof_cost.rounding_words()
+    assert (
+        "another number of images in 1 of 6 counts, by 0.04 points at most (4 of 10,000" in proof_cost.rounding_words()
+    )
     assert sorted(c.more for c in proof_cost.counts("nominal")) == [0, 0, 5, 5, 10, 10]
     assert sorted(c.more for c in proof_cost.counts()) == [0, 0, 5, 9, 10, 10]
 
@@ -111,7 +141,7 @@ def test_the_figure_has_every_run_at_its_own_radius():
     published(seed=0)
     published(seed=1, claimed=(6030, 4100, 2000))
     figure = proof_cost.gap_figure()
-    assert isinstance(figure, Figure) and "LiResNet 20, at most 30" in figure.alt
+    assert isinstance(figure, Figure) and "LiResNet 0.20, at most 0.30" in figure.alt
     drawn = list(csv.DictReader(io.StringIO(figure.csv)))
     assert sorted(int(row["more"]) for row in drawn) == [10, 30]
     assert all(int(row["claimed"]) - int(row["proven"]) == int(row["more"]) for row in drawn)
@@ -181,8 +211,51 @@ def test_the_claims_without_measurements_and_with():
     assert (
         cells_of(table, "about three")[2] == "0.90 s, executed, float64; 1.80 s, executed, float32, one thread of a CPU"
     )
-    assert "LiResNet it does not hold: 0.90 to 1.20 times" in words
+    assert "LiResNets in float32 it does not hold: no ratio reaches 2. Peak of a process" in words
+    assert "plain network's: 0.90 to 1.20 times over the losses (`cost`). Each peak" in words and "depends" not in words
     assert "the claim does not hold: 0.90 s an image on one thread of a CPU, 200 times less" in words
+
+
+def memory_check(*, nets: dict[str, tuple[float, float, float, float]], plain: tuple[float, ...] = ()) -> None:
+    """Ratios of each net: in all with both necks, an image with both necks; a plain network's KB an image."""
+    numbers: dict[str, float] = {"threads": 2}
+    for net, ratios in nets.items():
+        names = [
+            (row, unit) for unit in ("MB", "KB an image") for row in ("float32, eager", "neck 256; float32, eager")
+        ]
+        numbers |= {f"{net}; memory {row}; ratio of {unit}": v for (row, unit), v in zip(names, ratios, strict=True)}
+        numbers |= {f"{net}; memory papers; ratio of {unit}": 3.0 for unit in ("MB", "KB an image")}
+    numbers |= {f"{net}; memory plain; KB an image": value for net, value in zip(nets, plain, strict=False)}
+    check("training-step", numbers, (("net", "step"), *((net, "papers' way") for net in nets)))
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide", "said", "depends"),
+    [
+        ((0.9, 1.0, 0.7, 0.8), (1.5, 1.6, 2.3, 4.5), "it holds in part: 2 of 8 ratios reach 2",
+         "width and on what is counted"),
+        ((0.9, 1.0, 0.7, 0.8), (1.5, 1.6, 1.3, 1.5), "it does not hold: no ratio reaches 2", "width"),
+        ((0.9, 1.7, 0.7, 1.4), (1.5, 1.6, 1.3, 1.5), "it does not hold: no ratio reaches 2", None),
+        ((0.9, 1.7, 2.0, 2.4), (1.5, 1.6, 2.3, 2.5), "it holds in part: 4 of 8 ratios reach 2", "what is counted"),
+        ((2.0, 2.1, 2.0, 2.4), (2.1, 2.6, 2.3, 2.5), "it holds.", None),
+    ],
+)  # fmt: skip
+def test_memory_depends_on_what_the_numbers_say(narrow, wide, said: str, depends: str | None):
+    memory_check(nets={"L6 W64": narrow, "L6 W128": wide}, plain=(1000.0, 2000.0))
+    words, table = proof_cost_certificates.claims_words(), proof_cost_certificates.claims_table()
+    assert f"LiResNets in float32 {said}" in words and "rough" not in words and "`cost`" not in words
+    assert (f"So it depends on {depends}." in words) if depends else ("depends on" not in words)
+    ends = [f"{end(narrow[i], narrow[i + 1], wide[i], wide[i + 1]):.2f}" for i in (0, 2) for end in (min, max)]
+    assert "LiResNet {} to {} times, counted an image {} to {} times".format(*ends) in table
+    assert f"{wide[0]:.2f} to {wide[1]:.2f} times at width 128 (`training-step`, both necks)" in words
+    assert "codes do it takes 3.00 times, counted an image 3.00 times, its neck" in words
+
+
+def test_a_plain_network_that_needs_less_where_it_is_wider_is_said():
+    even = (1.0, 1.0, 1.0, 1.0)
+    memory_check(nets={"L6 W64": even, "L12 W64": even, "L6 W128": even}, plain=(1190.0, 1830.0, 600.0))
+    words = proof_cost_certificates.claims_words()
+    assert "1.19 MB an image on L6 W64 and 0.60 MB on L6 W128, which is wider" in words and "rough" in words
 
 
 @pytest.mark.parametrize(("seconds", "verdict"), [(100.0, "does not hold"), (160.0, "claim holds")])

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from lipcert.config import TrainConfig
-from lipcert.paths import local_dir, results_dir
+from lipcert.paths import RESULTS, local_dir, results_dir
 from lipcert.records import RecordError, find_record, load_records, publish, read_record, records_frame, write_record
 from lipcert.train import fit
 
@@ -207,3 +207,14 @@ def test_frame_has_a_row_for_every_result(mine):
     assert len(frame) == len(record.test.results) and set(frame.id) == {record.id}
     row = frame[(frame.radius == "36/255") & (frame.guarantee == "nominal")].iloc[0]
     assert row.vra == record.vra("36/255") and row.clean == record.clean_accuracy()
+
+
+def test_frame_of_what_intervals_certify_and_of_two_methods(monkeypatch):
+    """The study's own records: by intervals alone there are no constants; a linf_net is certified by both methods."""
+    monkeypatch.setenv("LIPCERT_RESULTS", str(RESULTS))
+    alone = [record.id for record in load_records() if record.bounds is None and record.test]
+    frame = records_frame("published")
+    assert alone and frame[frame.id.isin(alone)].lipschitz_upper.isna().all()
+    assert frame[~frame.id.isin(alone)].lipschitz_upper.notna().all()
+    keys = ["id", "radius", "guarantee", "arithmetic"]
+    assert frame.duplicated(keys).any() and not frame.duplicated([*keys, "method", "norm"]).any()

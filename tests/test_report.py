@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 from made import RADII, add_radii, digits, make_record
 
 from lipcert.config import TrainConfig, load_config
@@ -162,6 +163,24 @@ def test_study_table_shows_both_numbers_and_leaves_published_networks_out(result
     assert "70.01 % nominal (70.04 % estimated)" in text and "1.23 M" in text and "L18W256" not in text
     assert "claimed 3 images more" in tables.study_words()
     assert "+3" in tables.claim_table()
+
+
+def test_one_seed_of_several_is_said_to_be_one(results: Path):
+    write_record(make_record(digits(seed=1), (7000, 3000, 9), train=1437), results)
+    assert "seed" not in tables.best_sentence() + tables.study_words()
+    write_record(make_record(digits(seed=2), (6000, 3000, 9), train=1437), results)
+    write_record(make_record(digits(seed=2, lr=0.5), (1000, 3000, 9), train=1437), results)
+    assert "clean 80.00 %; seed 1, mean of 2 seeds 65.00 %)" in tables.best_sentence()
+    assert "on 70.00 % (seed 1, mean of 2 seeds 65.00 %)." in tables.study_words()
+
+
+def test_the_recipe_beside_the_papers_is_that_of_the_speed_run():
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in scoreboard.recipe_table().splitlines()]
+    ours = {cells[0].strip("`"): cells[1] for cells in lines[2:]}
+    settings = yaml.safe_load((ROOT / "notebooks/params/study/speedrun-cpu.yaml").read_text())
+    assert {"optimizer", "lr", "radius_end", "width", "batch"} <= set(ours) and "snapshots" not in ours
+    for name in set(ours) & set(settings):
+        assert ours[name] in (str(settings[name]), str(float(settings[name]) if name == "epochs" else "")), name
 
 
 def test_pages_have_words_when_there_are_no_runs(results: Path):

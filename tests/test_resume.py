@@ -198,3 +198,43 @@ def test_resuming_outside_a_repository_does_not_make_a_run_clean(monkeypatch):
     config = tiny()
     stopped(config, monkeypatch)
     assert run(config, resume=True).provenance.dirty is not False
+
+
+def test_certified_elsewhere_the_record_keeps_what_trained(monkeypatch):
+    """Trained on one machine, certified on another that could not have trained it."""
+    config = tiny()
+    trained = {"device": "cuda", "processor": "abacus", "cores": 2, "threads": 1, "accelerator": "H1"}
+    with monkeypatch.context() as patch:
+        patch.setattr("lipcert.run.hardware", lambda device: trained)
+        patch.setattr("lipcert.evaluate.certify_split", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(config, progress=False)
+    monkeypatch.setattr("lipcert.run.check_machine", lambda *_: 1 / 0)
+    record = run(config, resume=True)
+    assert record.provenance.hardware == trained
+    assert record.test.certified.hardware["device"] == "cpu" != record.test.certified.hardware["processor"]
+
+
+def test_trained_on_elsewhere_the_record_says_where(monkeypatch):
+    config = tiny()
+    with monkeypatch.context() as patch:
+        patch.setattr("lipcert.run.hardware", lambda device: {"device": "cuda"})
+        stopped(config, patch)
+    record = run(config, resume=True)
+    assert record.provenance.hardware["device"] == "cpu" and record.test.certified is None
+
+
+def test_a_run_that_another_process_trains_is_left_alone(monkeypatch, capsys):
+    config = tiny()
+    path = checkpoint_of(config)
+    holder = "import sys; from pathlib import Path; from lipcert.checkpoint import held\n"
+    holder += "with held(Path(sys.argv[1])) as ours: print(ours, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "True\n"
+        with pytest.raises(TrainingError, match="trained by another process"):
+            fit(config, progress=False)
+        other.kill()
+    assert run(config).training.status == "finished", "whoever was killed holds nothing"
+    assert not list(path.parent.iterdir())

@@ -14,7 +14,7 @@ from lipcert.record import Record
 from lipcert.records import load_records, write_record
 from lipcert.report import readme, speed, speed_curve, speed_lag, speed_runs, speed_search, speed_step
 from lipcert.report.checks import Check, write_check
-from lipcert.report.gpu_queue import counts
+from lipcert.report.operations import counts
 from lipcert.report.speed_runs import Point, Reached
 from lipcert.report.svg import Figure
 
@@ -241,6 +241,19 @@ def test_the_long_run():
     write_record(made(config, 6150, ()), results_dir())
     assert "61.50 % VRA at 36/255" in speed.long_words()
     assert "within ten million, **met** with 61.50 %" in speed.verdict() and len(speed_runs.records()) == 1
+    assert "no entry by the [rules](#speed-rules), whose budget is 1,000,000 images" in speed.long_words()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "says"),
+    [(40, "**not decided**: 59.00 % after 1,996,800 images, where the run ends"), (200, "**fell short** with 59.00 %")],
+)
+def test_a_long_run_below_its_goal_decides_nothing_unless_it_has_seen_the_images(epochs: int, says: str):
+    config = speed_runs.load_config(speed_runs.STUDIES / f"{speed_runs.LONG}.yaml")
+    record, steps = made(config, 5900, ()), epochs * 390
+    training = record.training.model_copy(update={"steps": steps, "images": 128 * steps})
+    write_record(record.model_copy(update={"training": training}), results_dir())
+    assert f"61 % within ten million, {says}." in speed.verdict()
 
 
 def test_choices_that_a_machine_made(results: Path):
@@ -297,7 +310,12 @@ def test_shares_and_memory():
     assert "orthogonalisation 48 %" in speed_step.parts_words()
     assert cells_of(speed_step.memory_table(), "papers' way")[1] == "300 MB (1.50 ×), 1.00 MB (1.25 ×)"
     assert cells_of(speed_step.memory_table(), "lipcert, bfloat16")[1] == "not run"
-    assert "at most 1.50 times" in speed_step.memory_words()
+    said = "at most 1.50 times what a plain network of the same depth and width holds, counted an image 1.25 times; the"
+    assert said in speed_step.memory_words() and "way 1.50 and 1.25 times" in speed_step.memory_words()
+    neck = "L6 W64; memory neck 256; float32, eager; ratio of"
+    more = {f"{neck} MB": 1.6, f"{neck} KB an image": 4.5}
+    step_check(**{f"L6 W64; {key}": value for key, value in shares.items()}, **held, **more)
+    assert "at most 1.60 times" in speed_step.memory_words() and "an image 4.50 times; the" in speed_step.memory_words()
 
 
 def test_certification_is_two_tables():
@@ -328,6 +346,17 @@ def test_the_lag_in_order_of_steps_and_after_a_tenth():
     )
 
 
+@pytest.mark.parametrize(("better", "words"), [(0.43, "3.00 points, which is told apart"),
+                                               (0.41, "1.00 points, which is not told apart")])  # fmt: skip
+def test_one_run_of_each_method_has_no_spread(better, words):
+    """A share of 5,000 images near 0.4 has a standard error of 0.7 points, twice that of a difference is 2."""
+    numbers = {"own; powers, 3; vra; seed 0": 0.4, "own; Krylov, 5; vra; seed 0": better, "steps": 100}
+    check("estimate-lag", numbers, (("method", "low"), ("powers, 3", "1%")))
+    said = speed_lag.own_words()
+    assert words in said and "below about 2 points" in said and "seeds of one method" not in said
+    assert cells_of(speed_lag.own_table(), "power method")[-1] == "one run"
+
+
 def search_files(kind: str, base: dict, rows: list[tuple]) -> None:
     folder = results_dir() / "search"
     folder.mkdir(exist_ok=True)
@@ -345,16 +374,21 @@ MUON = {"optimizer": "muon", "lr": 0.01}
 def test_one_change_at_a_time():
     search_files("ablation", BASE, [
         ("complete", {"batch": 128}, 1000, 41.0), ("complete", {}, 1000, 40.0), ("complete", MUON, 1000, 43.0),
-        ("complete", {**MUON, "radius_end": 2.0}, 1000, 45.0), ("complete", {"batch": 128}, 2000, 50.0),
+        ("complete", {**MUON, "radius_end": 2.0}, 1000, 45.5), ("complete", {"batch": 128}, 2000, 50.0),
     ])  # fmt: skip
     found = {(key, old, new): after.vra - before.vra for key, old, new, before, after in speed_search.single_changes()}
     assert found == {
-        ("batch", 256, 128): 1.0, ("optimizer", "adamw", "muon"): 3.0, ("radius_end", 1.0, 2.0): 2.0
+        ("batch", 256, 128): 1.0, ("optimizer", "adamw", "muon"): 3.0, ("radius_end", 1.0, 2.0): 2.5
     }  # fmt: skip
     assert speed_search.singles_table().index("`optimizer`") < speed_search.singles_table().index("`radius_end` | 1")
-    assert cells_of(speed_search.ablation_table(), "`optimizer` muon, `lr` 0.01, `radius_end` 2")[5] == "+5.00"
-    assert "after 1,000 images +5.00 points over the base" in speed_search.ablation_words()
+    assert cells_of(speed_search.ablation_table(), "`optimizer` muon, `lr` 0.01, `radius_end` 2")[5] == "+5.50"
+    assert "after 1,000 images +5.50 points over the base" in speed_search.ablation_words()
     assert speed_search.standard_error(50.0) == pytest.approx(0.7071, abs=1e-4)
+    # Two independent shares of 5,000 images, each 1 with chance 1/2: variance of the difference 2 x 0.25 / 5,000.
+    assert speed_search.told_apart(speed_search.standard_error(50.0)) == pytest.approx(200 * (0.5 / 5000) ** 0.5)
+    words = speed_search.ablation_words()
+    assert "0.7 points and a difference of two up to 1.0" in words and "below about 2 points nothing is told" in words
+    assert "Of 3 single changes 2 are that large." in words
 
 
 def test_trials_and_the_best_so_far():

@@ -141,6 +141,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_a_good_checkpoint(spoi
     assert "diverged after 26 steps" in run_sentence(published)
 
 
+def test_the_steps_of_a_run_that_diverged_took_time(monkeypatch):
+    monkeypatch.setattr("lipcert.run.training_loss", spoilt_loss(0, nan_gradient))
+    with pytest.raises(TrainingError, match="lower lr"):
+        fit(config := tiny(), progress=False)
+    training = find_record(config.run_id())[0].training
+    assert training.steps >= 1 and training.seconds > 0 and training.images_per_second < 1e7
+
+
 def test_absurd_learning_rate_ends_in_a_clear_error_or_a_valid_record():
     config = tiny(lr=10.0, clip=1e9, beta1=0.0, beta2=0.0, warmup=0.0)
     try:
@@ -158,7 +166,7 @@ def test_absurd_learning_rate_ends_in_a_clear_error_or_a_valid_record():
 def test_absent_accelerator_is_a_clear_error():
     with pytest.raises(TrainingError, match=r"device='cuda': not available on this machine; it has .*cpu"):
         fit(tiny(device="cuda"), progress=False)
-    assert not local_dir().exists()
+    assert not [path for path in local_dir().rglob("*") if path.is_file()]
 
 
 def test_auto_finds_something():

@@ -73,6 +73,11 @@ def cell_of(file: Path, picks: Sequence[str]) -> Cell:
     return cells[0]
 
 
+def queued(folder: Path) -> list[Path]:
+    """The files of the GPU queue in its order: by the number that begins each name, then by name."""
+    return sorted(folder.glob("*.yaml"), key=lambda file: (int(file.name.partition("-")[0]), file.name))
+
+
 def _pick(setting: tuple[str, Any]) -> str:
     """JSON is YAML, and quotes are left out only where YAML reads the same text without."""
     name, value = setting

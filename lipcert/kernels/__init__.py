@@ -68,7 +68,13 @@ def is_fast() -> bool:
 
 
 def minmax(x: Tensor) -> Tensor:
-    """(max, min) of channel c and channel c + C/2; (B, C, ...), C even. Equal numbers stay where they are."""
+    """(max, min) of channel c and channel c + C/2; (B, C, ...), C even. Equal numbers stay where they are.
+
+    Raises:
+        ValueError: an odd number of channels.
+    """
+    if x.shape[1] % 2:
+        raise ValueError(f"MinMax of {x.shape[1]} channels: must be even, pairs are channel c and channel c + C/2")
     native = x.requires_grad and not torch.compiler.is_compiling() and pairs.fits(x)
     return (_NativeMinMax if native else _MinMax).apply(x)[0]
 

@@ -59,7 +59,7 @@ class _Winograd(torch.autograd.Function):
     def forward(ctx, x_BCHW: Tensor, kernel_TIO: Tensor, bias_O: Tensor, minmax: bool) -> Tensor:
         batch, inputs, height, width = x_BCHW.shape
         outputs = kernel_TIO.shape[2]
-        y_BOHW = torch.empty(batch, outputs, height, width, memory_format=torch.channels_last)
+        y_BOHW = torch.empty(batch, outputs, height, width, dtype=x_BCHW.dtype, memory_format=torch.channels_last)
         swapped = torch.empty(y_BOHW.numel() // 2, dtype=torch.bool) if minmax else None
         sizes = (batch, height, width, inputs, outputs)
         _call("winograd_forward", x_BCHW, kernel_TIO, bias_O.contiguous(), y_BOHW, swapped, sizes=sizes)

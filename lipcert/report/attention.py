@@ -227,25 +227,45 @@ def sum_share(weights: str, blocks: Sequence[str]) -> float:
 
 @_shown
 def claim_words() -> Markdown:
-    """Which of the two effects dominates, for conventional branches and for attention, whichever way it falls."""
+    """Which of the two effects dominates, for attention and for conventional branches, whichever way it falls."""
     lines = []
-    for name, blocks in (("conventional branches", CONVENTIONAL), ("attention", ATTENTION)):
+    for name, blocks in (("attention", ATTENTION), ("conventional branches", CONVENTIONAL)):
         shares = {weights: sum_share(weights, blocks) for weights in WEIGHTS}
-        told = ", ".join(f"{100 * share:.0f} % ({WEIGHTS[weights]})" for weights, share in shares.items())
-        lines.append(
-            f"- Around {name}, the sum accounts for {told} of what is lost: {_verdict(list(shares.values()))}."
+        told = ", ".join(
+            f"{'not measured' if share != share else f'{100 * share:.0f} %'} ({WEIGHTS[weights]})"
+            for weights, share in shares.items()
         )
-    return Markdown("\n".join(lines).replace(" %", "\N{NO-BREAK SPACE}%"))
+        lines.append(f"- Around {name} the sum takes {told}: {_verdict(list(shares.values()))}.")
+    answer = _ANSWERS[_verdict([sum_share(weights, ATTENTION) for weights in WEIGHTS])]
+    told = "\n".join(lines).replace(" %", "\N{NO-BREAK SPACE}%")
+    return Markdown(
+        f"{answer} A block $x + g(x)$ is bounded by 1 + the bound on its branch $g$. That can lose in two places: in "
+        "the bound on $g$, and in the sum, since skip and branch need not pull the same way. On small single blocks, "
+        f"as shares of the logarithm of all that is lost:\n\n{told}"
+    )
+
+
+_SUM, _BRANCH = "mostly the sum's doing", "mostly the doing of the branch's own bound"
+_EITHER, _EQUAL, _UNKNOWN = "it depends on the weights", "both count about the same", "not measured"
+# What the verdict on attention says to the question whether residual bounds are the obstacle in transformers too.
+_ANSWERS = {
+    _SUM: "**Yes, around attention too**: most is lost in adding skip and branch.",
+    _BRANCH: "**Not the main one around attention**: little is lost in adding skip and branch, most in the bound on "
+    "the attention itself.",
+    _EITHER: "**It depends on the weights** how much of the loss around attention is due to adding skip and branch.",
+    _EQUAL: "**In part**: around attention about as much is lost in adding skip and branch as in the branch's bound.",
+    _UNKNOWN: "**Not measured** around attention with all weights.",
+}
 
 
 def _verdict(shares: Sequence[float]) -> str:
     if not shares or any(share != share for share in shares):
-        return "not measured"
+        return _UNKNOWN
     if min(shares) > 0.6:
-        return "mostly the sum's doing"
+        return _SUM
     if max(shares) < 0.4:
-        return "mostly the doing of the branch's own bound"
-    return "it depends on the weights" if max(shares) > 0.6 or min(shares) < 0.4 else "both count about the same"
+        return _BRANCH
+    return _EITHER if max(shares) > 0.6 or min(shares) < 0.4 else _EQUAL
 
 
 @_shown

@@ -50,7 +50,7 @@ def measuring(goal: str, title: str, target: str) -> Iterator[dict]:
 
     found: dict = {}
     start = time.monotonic()
-    commit, dirty = provenance.git_state()
+    commit, dirty = provenance.git_state("benchmarks")
     yield found
     check = Check(
         goal=goal, title=title, target=target, seconds=round(time.monotonic() - start, 1),

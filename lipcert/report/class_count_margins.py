@@ -191,8 +191,8 @@ def fit_words(evidence: Evidence) -> Markdown:
         word = {1: "falls", -1: "rises", 0: "has no sure sign"}[there.sign]
         said.append(
             f"- With {short(arm)} the certified share of the right training images {word}: {mean(few, ratio):.3f} at "
-            f"{evidence.few} classes, {mean(many, ratio):.3f} at {evidence.many}, {-there.mean:+.3f} against "
-            f"{-here.mean:+.3f} on test images."
+            f"{evidence.few} classes, {mean(many, ratio):.3f} at {evidence.many}, a change of {-there.mean:+.3f} "
+            f"against {-here.mean:+.3f} on test images."
         )
     return Markdown("\n".join(said))
 

@@ -118,8 +118,9 @@ def design_words(evidence: Evidence) -> Markdown:
         often = dict.fromkeys(f"{passes(evidence, TOTAL, n):g}" for n in fixed)
         text += f"; with images in total fixed ({one_size(evidence):,}), {several(often)} times at every count"
     return Markdown(
-        f"{text}. Neither series varies the number of classes and nothing else: the first also has fewer passes over "
-        "more images, the second fewer images of a class. What both series show, neither of these explains alone."
+        f"{text}. Neither series varies the number of classes alone: with more of them, the first also has fewer "
+        "passes over more images, the second fewer images of a class. What both series show, neither of these "
+        "explains alone."
     )
 
 
@@ -261,8 +262,8 @@ def difficulty_words(evidence: Evidence) -> Markdown:
     return Markdown(
         f"Over all {len(networks(evidence))} trained networks a straight line in clean accuracy accounts for "
         f"{alone:.0f} % of the variance of VRA / clean, one in the logarithm of the number of classes for "
-        f"{number:.0f} %, both together for {both:.0f} %. Beside clean accuracy the number of classes adds "
-        f"{both - alone:.0f} points, beside the number clean accuracy adds {both - number:.0f}."
+        f"{number:.0f} %, both together for {both:.0f} %. The number of classes adds {both - alone:.0f} points to what "
+        f"clean accuracy accounts for, clean accuracy {both - number:.0f} to what the number does."
     )
 
 
@@ -270,9 +271,10 @@ def claim_words(evidence: Evidence) -> Markdown:
     """What the LiResNet paper is said to have seen, beside ours."""
     data, theirs = CLAIM["data"], CLAIM["vra"] / CLAIM["clean"]
     text = (
-        f"The LiResNet paper is said to lose about {CLAIM['vra']:.0f} points of VRA and {CLAIM['clean']:.0f} of clean "
-        f"accuracy from {CLAIM['few']} to {CLAIM['many']:,} classes of {data} ({EVIDENCE[CLAIM['evidence']]}: we have "
-        f"not read these figures in it), {theirs:.1f} points of VRA for one of clean accuracy."
+        f"The LiResNet paper is said to report that about {CLAIM['vra']:.0f} points of VRA and {CLAIM['clean']:.0f} of "
+        f"clean accuracy are lost from {CLAIM['few']} to {CLAIM['many']:,} classes of {data} "
+        f"({EVIDENCE[CLAIM['evidence']]}: we have not read these figures in it), {theirs:.1f} points of VRA "
+        "for one of clean accuracy."
     )
     for arm in (IMAGES, TOTAL):
         if not (rates := fall_rates(evidence, arm)):

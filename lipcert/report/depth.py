@@ -24,7 +24,7 @@ from lipcert.report.depth_runs import (
     recipe,
     untrained,
 )
-from lipcert.report.intervals import CONFIDENCE, contrast, count_interval
+from lipcert.report.intervals import CONFIDENCE, RUNS, contrast, count_interval
 from lipcert.report.published import EVIDENCE, load_published
 from lipcert.report.svg import INK, WIDTH, Figure, canvas, finish
 from lipcert.report.tables import Markdown, table
@@ -70,19 +70,35 @@ def vra_words(view: View) -> Markdown:
     lines = []
     for budget, arms in budgets(view.dataset).items():
         done, planned = counted(arms.values())
-        means = {key: statistics.fmean(values) for key, arm in arms.items() if (values := view.shares(arm))}
-        best = ""
-        if means:
-            family, depth = max(means, key=means.get)
-            best = f" Highest: {NAMES[family]} at depth {depth}, {means[family, depth]:.2f} %."
         count = f"{done} of {planned} runs" if done else f"**{NOT_RUN}** ({planned} runs)"
-        lines.append(f"- {recipe(budget, arms)}; {count}.{best}{_untrained(arms)}")
+        lines.append(f"- {recipe(budget, arms)}; {count}.{_highest(view, arms)}{_untrained(arms)}")
     return Markdown(
         f"Mean VRA at {view.radius} ({view.guarantee}), in round brackets the smallest and largest of the seeds. Where "
         f"there is one run, square brackets hold the exact {100 * CONFIDENCE:.0f} % interval of its count (Clopper and "
         "Pearson): what other test images would change, and not what another seed would. Each budget has its own "
         "schedule; numbers of different tables are not comparable where recipe or width differ:\n\n" + "\n".join(lines)
     )
+
+
+def _highest(view: View, arms: dict[tuple[str, int], Arm]) -> str:
+    """The cell with the highest mean, or all that share it; empty where fewer than two cells have runs."""
+    shares = {key: values for key, arm in arms.items() if (values := view.shares(arm))}
+    if len(shares) < 2:
+        return ""
+    top = max(map(statistics.fmean, shares.values()))
+    found = [
+        f"{NAMES[family]} at depth {depth}{_few(len(values))}"
+        for (family, depth), values in shares.items()
+        if statistics.fmean(values) == top
+    ]
+    return f" Highest: {' and '.join(found)}, {top:.2f} %."
+
+
+def _few(runs: int) -> str:
+    """How many runs a mean has, where they are too few to compare."""
+    if runs >= RUNS:
+        return ""
+    return " (one run)" if runs == 1 else f" ({runs} runs)"
 
 
 def _untrained(arms: dict[tuple[str, int], Arm]) -> str:
@@ -175,7 +191,7 @@ def _beyond(view: View, arms: dict[tuple[str, int], Arm]) -> str:
         if depth > DEEP:
             found = contrast((1, view.shares(arm)), (-1, usual))
             text = NOT_RUN if found is None else f"{found.value:+.2f} points against depth {DEEP}"
-            parts.append(f"depth {depth} {text}{', one run' if found and found.low is None else ''}")
+            parts.append(f"depth {depth} {text}{f', {found.lack}' if found and found.lack else ''}")
     return ", ".join(parts)
 
 

@@ -6,10 +6,20 @@ from collections.abc import Sequence
 
 from lipcert.record import Record
 from lipcert.report.depth_curves import curve_rows
-from lipcert.report.depth_runs import DEEP, NAMES, NOT_RUN, SHALLOW, SHUT, Arm, View, budgets
+from lipcert.report.depth_runs import (
+    DEEP,
+    NAMES,
+    NOT_RUN,
+    OPEN,
+    SHALLOW,
+    SHUT,
+    Arm,
+    View,
+    branch_additions,
+    budgets,
+)
 from lipcert.report.tables import Markdown, table, up
 
-OPEN = 0.01  # what a branch must add to its block's constant to count as open
 CONVENTIONAL = ("resnet", SHUT)
 ABSENT = Markdown("Constants of these networks: **not run**.")
 
@@ -98,11 +108,6 @@ def constants_words(view: View) -> Markdown:
 # --- branches --------------------------------------------------------------------------------------------------------
 
 
-def branch_additions(run: Record) -> list[float]:
-    """What the branch of every conventional block adds to its constant of 1, proven upper ends."""
-    return [layer.upper - 1 for layer in run.bounds.layers if layer.kind == "Residual"]
-
-
 def opened_from_shut(view: View) -> int:
     """How many branches that began at scale 0 are open after training, over all runs."""
     arms = [arm for found in budgets(view.dataset).values() for (family, _), arm in found.items() if family == SHUT]
@@ -161,7 +166,7 @@ def branch_words(view: View) -> Markdown:
         shut += [
             f"depth {depth} after {budget.title}"
             for depth, arm in opened.items()
-            if depth >= DEEP and statistics.median(_all(arm.runs)) < OPEN
+            if depth >= DEEP and _mostly_shut(_all(arm.runs))
         ]
     if not lines:
         return Markdown(f"Whether open branches stayed open: **{NOT_RUN}**.")
@@ -175,6 +180,10 @@ def branch_words(view: View) -> Markdown:
         f"A branch counts as open where it adds {OPEN:g} or more to its block's constant of 1. Of the branches that "
         "began open, still open are:\n\n" + "\n".join(lines) + f"\n\n{end}"
     )
+
+
+def _mostly_shut(values: Sequence[float]) -> bool:
+    return 2 * sum(value < OPEN for value in values) > len(values)
 
 
 def _still_open(depth: int, values: Sequence[float]) -> str:

@@ -264,8 +264,9 @@ def gradient_words(view: View) -> Markdown:
             for family in NAMES
             if {(family, DEEP), (family, SHALLOW)} <= set(medians)
         ]
-        ratio = f" from depth {SHALLOW} to {DEEP} the median is multiplied: {', '.join(said)};" if said else ""
-        lines.append(f"After {budget.title}:{ratio} gradients are clipped at {' or '.join(f'{c:g}' for c in clips)}.")
+        clip = f"gradients are clipped at {' or '.join(f'{c:g}' for c in clips)}."
+        ratio = f"from depth {SHALLOW} to {DEEP} the median is multiplied: {', '.join(said)}; {clip}"
+        lines.append(f"After {budget.title}: {ratio}" if said else f"In the budget of {budget.title} {clip}")
     return Markdown(
         "Norm of the whole gradient before clipping, a mean over each of some 200 intervals of a run. "
         + " ".join(lines)

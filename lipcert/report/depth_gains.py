@@ -10,15 +10,17 @@ from lipcert.report.depth_runs import (
     MARKERS,
     NAMES,
     NOT_RUN,
+    OPEN,
     SHALLOW,
     Arm,
     Budget,
     View,
+    branch_additions,
     budgets,
     counted,
     families,
 )
-from lipcert.report.intervals import CONFIDENCE, Estimate, contrast, pair_range
+from lipcert.report.intervals import CONFIDENCE, FEWER, RUNS, Estimate, contrast, pair_range
 from lipcert.report.names import DATASETS
 from lipcert.report.published import EVIDENCE
 from lipcert.report.svg import FAINT, INK, WIDTH, Figure, canvas, finish
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 Arms = dict[tuple[str, int], Arm]  # of one budget, by family and depth
 
 ABSENT = Markdown("No run of this part has been published yet: **not run**.")
+OPEN_RULE = f"A residual branch counts as open where it adds {OPEN:g} or more to its block's constant of 1."
 BOTH = ("liresnet", "resnet")  # the two whose gains are compared
 # The claim, by the signs of LiResNet's and of the conventional network's gain; 0: not to be told apart from none.
 ANSWERS = {
@@ -50,34 +53,73 @@ def answer(linear: Estimate | None, conventional: Estimate | None) -> str:
     if linear is None or conventional is None:
         return NOT_RUN
     if linear.low is None or conventional.low is None:
-        return "no verdict from one run a depth"
+        least = min(linear, conventional, key=lambda found: found.runs)
+        return f"no verdict from {least.lack}"
     return ANSWERS[linear.sign, conventional.sign]
 
 
 def headline(view: View) -> Markdown:
     """The claim and what came out, budget by budget, for the top of the page."""
-    by_budget, lines = budgets(view.dataset), []
+    by_budget, lines, rule = budgets(view.dataset), [], ""
     for budget, arms in by_budget.items():
         gains = {family: gain(view, arms, family) for family in BOTH}
         parts = "; ".join(f"{NAMES[family]} {found.words() if found else NOT_RUN}" for family, found in gains.items())
         said = "" if not any(gains.values()) else f" {parts}."
-        lines.append(f"- **{budget.title}: {answer(*gains.values())}.**{said}")
+        shut = _branches(arms)
+        lines.append(f"- **{budget.title}: {answer(*gains.values())}.**{said}{_at_equal_depth(view, arms)}{shut}")
+        rule = OPEN_RULE if shut else rule
     said_by = EVIDENCE["unverified_recollection"]
     done, planned = counted(arm for arms in by_budget.values() for arm in arms.values())
-    missing = f"\n\n{done} of {planned} runs of this page are published." if done < planned else ""
+    missing = f" {done} of {planned} runs of this page are published." if done < planned else ""
     return Markdown(
         f"**Does only LiResNet gain with depth**, as the paper is said to find ({said_by})? VRA at {view.radius} on "
         f"{DATASETS[view.dataset]} with {DEEP} blocks less that with {SHALLOW}, in points; in brackets the "
-        f"{100 * CONFIDENCE:.0f} % t-interval over seeds:\n\n" + "\n".join(lines) + missing
+        f"{100 * CONFIDENCE:.0f} % t-interval over seeds, given from {RUNS} runs of each network on:\n\n"
+        + "\n\n".join(filter(None, ("\n".join(lines), f"{rule}{missing}".strip())))
     )
 
 
+def _at_equal_depth(view: View, arms: Arms) -> str:
+    """LiResNet less ResNet at every depth that both were run at, and who is ahead where that can be told."""
+    linear, conventional = (NAMES[family] for family in BOTH)
+    found = {depth: ahead(view, arms, depth) for depth in sorted({depth for _, depth in arms})}
+    said = [
+        f"at depth {depth} {e.words()}{'' if e.low is None else f', {_side(e)}'}" for depth, e in found.items() if e
+    ]
+    return f" {linear} less {conventional} of equal depth and width: {'; '.join(said)}." if said else ""
+
+
+def _side(found: Estimate) -> str:
+    return verdict(found, *(f"{NAMES[family]} ahead" for family in BOTH))
+
+
+def _branches(arms: Arms) -> str:
+    """How many branches that began open are open at the end, by depth, and what ResNet is where none is."""
+    counts = {}
+    for (family, depth), arm in arms.items():
+        if family == "resnet" and (added := [value for run in arm.runs for value in branch_additions(run)]):
+            counts[depth] = sum(value >= OPEN for value in added), len(added)
+    if not counts:
+        return ""
+    parts = [f"{opened} of {every} at depth {depth}" for depth, (opened, every) in counts.items()]
+    said = f" Residual branches of ResNet that are open at the end, all runs together: {', '.join(parts)}"
+    shut = [str(depth) for depth, (opened, _) in counts.items() if not opened]
+    if len(shut) == len(counts):
+        return (
+            f"{said}. So the ResNet that LiResNet is compared with has shut its residual branches, and none of the VRA "
+            "at this budget is seen to come from conventional residual branches."
+        )
+    if shut:
+        return f"{said}; at depth {' and '.join(shut)} LiResNet is compared with a network that has shut them all."
+    return f"{said}."
+
+
 def verdict(found: Estimate | None, more: str, less: str) -> str:
-    """In words: which of the two, or that it cannot be told."""
+    """In words: which of the two, or that it cannot be told, or that there are too few runs to tell."""
     if found is None:
         return NOT_RUN
     if found.low is None:
-        return "one run each"
+        return found.lack
     return {1: more, -1: less, 0: "cannot be told apart"}[found.sign]
 
 
@@ -169,8 +211,8 @@ def crossing(series: Sequence[tuple[int, Estimate | None]]) -> str:
     known = [(images, found) for images, found in series if found is not None]
     if len(known) < len(series) or not known:
         return NOT_RUN
-    if any(found.low is None for _, found in known):
-        return "one run each, so no crossing is claimed"
+    if few := [found for _, found in known if found.low is None]:
+        return f"{min(few, key=lambda found: found.runs).lack}, so no crossing is claimed"
     told = [(images, found.sign) for images, found in known if found.sign]
     turns = [(a, b) for a, b in itertools.pairwise(told) if a[1] != b[1]]
     if turns:
@@ -199,8 +241,9 @@ def interaction_words(view: View) -> Markdown:
     return Markdown(
         f"An interval is the {100 * CONFIDENCE:.0f} % t-interval of a sum of means over seeds (Welch), which supposes "
         "that runs are normally distributed; with three seeds that cannot be checked. *Pairs of runs*: the smallest "
-        "and the largest difference between a deep run and a shallow one. A verdict needs an interval without 0; of "
-        "twenty differences that are none, one gets it by chance.\n\n" + "\n".join(lines)
+        f"and the largest difference between a deep run and a shallow one. A verdict needs {RUNS} runs of every "
+        "network that a difference is made of, and an interval without 0; of twenty differences that are none, one "
+        "gets it by chance.\n\n" + "\n".join(lines)
     )
 
 
@@ -257,5 +300,5 @@ def gain_figure(view: View) -> "Figure | Markdown":
     axes.grid(axis="y")
     figure.legend(loc="outside lower center", ncols=2, labelcolor=INK, fontsize=9.5, frameon=False)
     said = "; ".join(f"{NAMES[f]} after {b.title} {e.words()}" for (f, b), e in found.items())
-    alt = f"Gain in VRA from {SHALLOW} to {DEEP} blocks by budget, in points: {said}. Hollow: one run a depth."
+    alt = f"Gain in VRA from {SHALLOW} to {DEEP} blocks by budget, in points: {said}. Hollow: {FEWER} a depth."
     return finish("depth-gain", figure, alt, ("epochs", "images", "family", "gain", "low", "high"), rows)

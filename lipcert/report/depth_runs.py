@@ -29,6 +29,7 @@ NAMES = {"liresnet": "LiResNet", "resnet": "ResNet", SHUT: "ResNet, branches shu
 MARKERS = {"liresnet": ("o", "-"), "resnet": ("s", "--"), SHUT: ("^", "-."), "convnet": ("D", ":")}
 COLOURS = {"liresnet": BLUE, "resnet": VERMILLION, SHUT: PURPLE, "convnet": GREEN}
 NOT_RUN = "not run"
+OPEN = 0.01  # what a branch must add to its block's constant to count as open
 _CHANCE = 1.05  # times one in so many classes: a network that says the same of every image has exactly that
 _GUARANTEES = ("executed", "real", "nominal")
 
@@ -171,6 +172,11 @@ def families(arms: dict[tuple[str, int], Arm]) -> dict[str, dict[int, Arm]]:
     for (family, depth), arm in arms.items():
         found.setdefault(family, {})[depth] = arm
     return found
+
+
+def branch_additions(run: Record) -> list[float]:
+    """What the branch of every conventional block adds to its constant of 1, proven upper ends."""
+    return [layer.upper - 1 for layer in run.bounds.layers if layer.kind == "Residual"]
 
 
 def untrained(run: Record) -> bool:

@@ -1,47 +1,48 @@
-"""The queue of runs that wait for a GPU: what each is, its command, and what a count of operations predicts for it.
+"""The queue of runs that wait for a GPU: what each is, its command, what is predicted for it and what came out."""
 
-A prediction is made before the run and stays as it was made. It rests on two things, both written out here: rates of
-one H200, of which only the matrix product was ever measured (`RATES`), and a rule of thumb for VRA (`predicted_vra`).
-
-Shape letters: R rows, C columns of a matrix, R <= C.
-"""
-
+import functools
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lipcert.config import TrainConfig, load_config
+from lipcert.config import TrainConfig, load_config, steps_of
 from lipcert.data.registry import DATASETS
 from lipcert.families import FAMILIES
 from lipcert.paths import ROOT
 from lipcert.record import Record
 from lipcert.records import load_records
+from lipcert.report import published
 from lipcert.report.checks import find_check
+from lipcert.report.gpu_predictions import (
+    KNOWN,
+    UTILISATION,
+    extrapolated,
+    part_seconds,
+    predicted,
+    predicted_vra,
+    step_seconds,
+    training_seconds,
+)
+from lipcert.report.names import DATASETS as DATA_NAMES
+from lipcert.report.operations import counts, parameters
 from lipcert.report.tables import Markdown, percent, table
+from lipcert.settings import read_yaml
+from lipcert.study import Study, load_study
 
 FOLDER = ROOT / "notebooks" / "params" / "gpu"
-# Operations or bytes a second of an H200. "convolutions": a bfloat16 matrix product of 8192, measured elsewhere; what a
-# training step reaches of it is `UTILISATION`. The others are guesses until `benchmarks.gpu_step` has measured them.
-RATES = {"convolutions": 790e12, "products": 25e12, "estimates": 15e12, "memory": 3.4e12}
-UTILISATION = (0.35, 0.40)  # of the convolutions' rate; 0.5 is what good code reaches on large products
-HOST_SECONDS = 0.02  # to launch the some 800 kernels of an eager step
-_PASSES = 13  # over a block's output, beside its convolutions: MinMax and bias, forward and backward
-_BYTES = 2  # of a number in bfloat16
-_MAP = 16  # side of the blocks' maps for images of 32 pixels
 # VRA at 36/255, in per cent: the best 1-Lipschitz layer after 2 hours of an A100 on CIFAR-10, after 24 hours, and after
 # 24 hours on CIFAR-100, none with generated data (B. Prach et al., "1-Lipschitz layers compared", CVPR 2024).
 AIMS = {2: 61.6, 3: 66.3, 4: 34.9}
-# A CPU's run of the plain recipe: VRA in per cent, images, width. Gains per doubling of either, from and to.
-_KNOWN = {"cifar10": (55.03, 898_560, 80), "cifar100": (25.37, 449_280, 80)}
-GAINS = (1.0, 1.5)
 _SEEDS = (1, 2)
+_PRESETS, _TINY = 10, 11  # places of the published presets and of Tiny-ImageNet
+_HOURS = (_PRESETS, _TINY)  # places of what takes hours: their commands go on where they were stopped
+_TINY_AIM = "liresnet-arxiv-v1_liresnet-l18w256_tinyimagenet_l2_36-255_vra"  # the row of published.csv
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of the queue.
+    """One command of the queue: a run, or the runs of a study file.
 
     order: its place; what lies on the same place runs in the order of the names. path: None where it has no file.
     """
@@ -51,32 +52,36 @@ class Entry:
     command: str
     path: Path | None = None
 
+    @functools.cached_property
+    def _study(self) -> Study | None:
+        """Its file, read once; a file of one run as a study that varies nothing."""
+        if self.path is None:
+            return None
+        return load_study(self.path) if _is_study(self.path) else Study("", {}, (load_config(self.path),))
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """What varies between its runs; nothing in a file of one run."""
+        return tuple(self._study.axes) if self._study else ()
+
+    @property
+    def configs(self) -> tuple[TrainConfig, ...]:
+        """Its runs, as its file asks for them."""
+        return self._study.cells if self._study else ()
+
     @property
     def config(self) -> TrainConfig | None:
-        return None if self.path is None else load_config(self.path)
+        """The run of a file of one run."""
+        return self.configs[0] if self.configs and not self.axes else None
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Operations of one step of a LiResNet, by what they run as, and bytes of element-wise work. All for the batch."""
-
-    convolutions: float
-    orthogonalisation: float
-    optimizer: float
-    estimates: float
-    traffic: float
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """Images a second and passes over the training images, from the least to the most."""
-
-    rate: tuple[float, float]
-    epochs: tuple[float, float]
+def _is_study(path: Path) -> bool:
+    return "matrix" in read_yaml(path.read_text())
 
 
 def entries() -> list[Entry]:
-    """The queue in order: the measurement, every file, and the seeds of entry 2.
+    """The queue in order: the measurement, every file, the seeds of entry 2, and the presets that need no images but
+    CIFAR's and Tiny-ImageNet's.
 
     Raises:
         ValueError: a file whose head does not say which entry it is.
@@ -86,114 +91,75 @@ def entries() -> list[Entry]:
         head = re.match(r"# GPU queue, entry (\d+): (.+?)(?:\. |, by|\n)", path.read_text())
         if not head or not path.name.startswith(f"{head[1]}-"):
             raise ValueError(f"{path}: must begin with '# GPU queue, entry N: ', N as in its name")
-        command = f"lipcert train {path.relative_to(ROOT).as_posix()}"
-        found.append(Entry(int(head[1]), head[2], command, path))
+        found.append(Entry(int(head[1]), head[2], _command(path, int(head[1])), path))
     seeds = " ".join(map(str, _SEEDS))
     again = f"for s in {seeds}; do lipcert train results/local/runs/ID.json seed=$s; done"
     found.append(Entry(5, f"Seeds {' and '.join(map(str, _SEEDS))} of entry 2, from its record", again))
+    for preset in queued_presets():
+        network = f"L{preset.config.depth} W{preset.config.width}"
+        steady = ", training radius not scheduled" if preset.config.radius_schedule else ""
+        title = f"{preset.work}, {network}{steady}, {DATA_NAMES[preset.config.dataset]}"
+        found.append(Entry(_PRESETS, title, _command(preset.path, _PRESETS), preset.path))
     return sorted(found, key=lambda entry: entry.order)
 
 
-# --------------------------------------------------------------------------------------------------------------- counts
-def forward_operations(config: TrainConfig) -> float:
-    """Floating-point operations of one image of 32 pixels, forward, through a LiResNet with orthogonal neck."""
-    width, features, classes = config.width, config.neck_width, config.classes or DATASETS[config.dataset].classes
-    cells = (_MAP // 4) ** 2
-    trunk = 2.0 * _MAP**2 * width * (25 * DATASETS[config.dataset].shape[0] + 9 * width * config.depth)
-    neck = 2.0 * cells * 16 * width**2 + 2.0 * cells * width * features
-    return trunk + neck + 2.0 * features * (config.tail_depth * features + classes)
+def _command(path: Path, order: int) -> str:
+    file = path.relative_to(ROOT).as_posix()
+    if _is_study(path):
+        return f"lipcert study {file}"
+    return f"lipcert train {file}{' --resume' if order in _HOURS else ''}"
 
 
-def counts(config: TrainConfig) -> Counts:
-    """Of one step, as lipcert computes it: eager, orthogonalisation and optimiser once a step, whatever the batch.
-
-    Raises:
-        ValueError: another network than a LiResNet with orthogonal neck on images of 32 pixels.
-    """
-    channels, size, _ = DATASETS[config.dataset].shape
-    if (config.family, config.neck, size) != ("liresnet", "orthogonal", 32):
-        raise ValueError(f"family={config.family!r}, neck={config.neck!r}, {size} pixels: counted are LiResNets on 32")
-    width, depth, features = config.width, config.depth, config.neck_width
-    necks = [(width, 16 * width), (features, (_MAP // 4) ** 2 * width), *[(features, features)] * config.tail_depth]
-    matrices = [(width, 25 * channels), *[(width, 9 * width)] * depth, *necks]
-    product = 2.0 * _MAP**2 * 9 * width**2 * depth  # of all blocks with one vector each
-    return Counts(
-        convolutions=3 * config.batch * forward_operations(config),
-        orthogonalisation=sum(map(_orthogonalise, necks)),
-        optimizer=sum(map(_polar, matrices)) if config.optimizer == "muon" else 0.0,
-        estimates=(2 * config.power_steps + 2) * product,
-        traffic=_PASSES * _BYTES * config.batch * (depth + 4) * _MAP**2 * width,  # the stem's map is four blocks' worth
-    )
-
-
-def _orthogonalise(shape: tuple[int, int]) -> float:
-    """Gram matrix (a triangle), factor and solve; one triangle of a product, a product and a solve backward."""
-    r, c = map(float, sorted(shape))
-    return 6 * r**2 * c + r**3 / 3
-
-
-def _polar(shape: tuple[int, int]) -> float:
-    """Of `lipcert.optimizers.polar_factor`: two products with the wide matrix, 19 of small ones in five rounds."""
-    r, c = map(float, sorted(shape))
-    return 4 * r**2 * c + 38 * r**3
-
-
-def parameters(config: TrainConfig) -> int:
-    """Of a LiResNet with orthogonal neck on images of 32 pixels, without a tail."""
-    width, features, classes = config.width, config.neck_width, config.classes or DATASETS[config.dataset].classes
-    trunk = width * (25 * DATASETS[config.dataset].shape[0] + 1) + config.depth * width * (9 * width + 2)
-    return trunk + 16 * width**2 + features * (16 * width + 1) + classes * (features + 1)
-
-
-# ---------------------------------------------------------------------------------------------------------- predictions
-def step_seconds(config: TrainConfig, utilisation: float, rates: Mapping[str, float] = RATES) -> float:
-    """Seconds of a step: parts one after the other, or launching them, if that takes longer."""
-    step = counts(config)
-    device = step.convolutions / (utilisation * rates["convolutions"]) + step.traffic / rates["memory"]
-    device += (step.orthogonalisation + step.optimizer) / rates["products"] + step.estimates / rates["estimates"]
-    return max(device, HOST_SECONDS)
-
-
-def predicted(config: TrainConfig) -> Predicted:
-    """What `minutes` are worth.
-
-    Raises:
-        ValueError: a length that is not in minutes; as `counts`.
-    """
-    if config.minutes is None:
-        raise ValueError("a prediction needs a length in minutes")
-    low, high = (config.batch / step_seconds(config, share) for share in UTILISATION)
-    images = DATASETS[config.dataset].train
-    return Predicted((low, high), (60 * config.minutes * low / images, 60 * config.minutes * high / images))
-
-
-def predicted_vra(config: TrainConfig) -> tuple[float, float]:
-    """Per cent at 36/255 after the images of `predicted`, by `extrapolated`."""
-    train = DATASETS[config.dataset].train
-    (low, _), (_, high) = (
-        extrapolated(config.dataset, train * epochs, config.width) for epochs in predicted(config).epochs
-    )
-    return low, high
-
-
-def extrapolated(dataset: str, images: float, width: int) -> tuple[float, float]:
-    """Per cent at 36/255: a CPU's run, plus 1 to 1.5 points for every doubling of its images and of its width.
-
-    A rule of thumb, fitted to nothing but the published LiResNets without generated data, which lie inside of its
-    ranges: L18W256 65.1 % and L12W512 66.9 % on CIFAR-10, 36.3 and 37.5 % on CIFAR-100. It knows nothing of optimisers,
-    whose gain at this size is unknown, and of overfitting.
-    """
-    known, seen, wide = _KNOWN[dataset]
-    doublings = math.log2(images / seen) + math.log2(width / wide)
-    return known + GAINS[0] * doublings, known + GAINS[1] * doublings
+def queued_presets() -> list[published.Preset]:
+    """The published LiResNets on CIFAR and Tiny-ImageNet that train without generated images."""
+    return [
+        preset
+        for preset in published.presets()
+        if preset.config.family == "liresnet" and preset.config.dataset != "imagenet" and not preset.config.generated
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
 def queue_table() -> Markdown:
-    """Every entry with its command, what it aims at, what is predicted and what came out."""
+    """Every entry with what it aims at, what is predicted and what came out; `commands` has the rest."""
     records = list(load_records())
-    rows = [(e.order, e.title, f"`{e.command}`", _aim(e), _prediction(e), status(e, records)) for e in entries()]
-    return table(("entry", "run", "command", "aim", "predicted", "status"), rows, right=(0,))
+    rows = [(e.order, e.title, _aim(e), _time(e), _prediction(e), status(e, records)) for e in entries()]
+    return table(("entry", "run", "aim", "training", "VRA predicted", "status"), rows, right=(0,))
+
+
+def commands() -> Markdown:
+    """The one command of every entry, in the order of the queue, to be copied."""
+    found = entries()
+    longest = max(len(entry.command) for entry in found)
+    lines = [f"{entry.command:<{longest}}  # {entry.order}" for entry in found]
+    return Markdown("\n".join(["```bash", *lines, "```", ""]))
+
+
+def presets_words() -> Markdown:
+    """Which of the published presets the queue leaves out."""
+    every, queued = published.presets(), queued_presets()
+    return Markdown(
+        f"Entry {_PRESETS} lists {len(queued)} of the {len(every)} presets in `notebooks/params/published`: the "
+        "LiResNets on CIFAR-10, CIFAR-100 and Tiny-ImageNet that train without generated images. The others need "
+        "ImageNet or a file of generated images, or are networks of other families; each is started by the same "
+        "command with its own file."
+    )
+
+
+def rule_words() -> Markdown:
+    """Which published LiResNets on CIFAR, trained without generated images, the rule covers, by generation."""
+    rows, found = {row.id: row for row in published.load_published()}, {}
+    for preset in queued_presets():
+        config, train = preset.config, DATASETS[preset.config.dataset].train
+        for row in (rows[name] for name in config.published if config.dataset in KNOWN):
+            if (row.metric, row.norm, row.radius) == ("vra", "l2", "36/255"):
+                low, high = extrapolated(config.dataset, steps_of(config, train) * config.batch, config.width)
+                value = float(row.value)
+                side = "above" if value > high else "below" if value < low else "inside of"
+                told = f"{row.value} % on {DATA_NAMES[config.dataset]} ({low:.1f} to {high:.1f} % by the rule)"
+                found.setdefault((preset.work, side), []).append(told)
+    lines = [f"- {work}: {side} the rule's range with {', '.join(told)}" for (work, side), told in found.items()]
+    return Markdown("\n".join(lines).replace(" %", "\N{NO-BREAK SPACE}%") + "\n")
 
 
 def counts_table() -> Markdown:
@@ -205,30 +171,107 @@ def counts_table() -> Markdown:
 
 def status(entry: Entry, records: list[Record]) -> str:
     """What the records say of an entry; "not run" where there are none."""
-    if entry.path is None:
-        check = find_check("gpu-step") if entry.order == 1 else None
+    if entry.order == 1:
+        check = find_check("gpu-step")
         return f"{check.verdict}: {check.measured}" if check else "not run"
-    found = [record for record in records if _same_run(record.config, entry.config) and record.test is not None]
-    if not found:
+    if entry.order == 5:
+        return status(_second(), [record for record in records if record.config.seed in _SEEDS])
+    seeds = not entry.axes
+    found = [(record, asked) for asked in entry.configs for record in records if _answers(record, asked, seeds)]
+    names = entry.axes or ("seed",)
+    told = [
+        f"{_outcome(record)} ({', '.join(f'{name} {getattr(record.config, name)}' for name in names)})"
+        for record, asked in found
+    ]
+    if not told:
         return "not run"
-    results = [(record, record.result(record.config.radius)) for record in found]
-    return "; ".join(
-        f"{percent(result.certified_correct / record.test.images)} (seed {record.config.seed})"
-        for record, result in results
-        if result is not None
-    )
+    return f"{len(told)} of {len(entry.configs)} runs: {'; '.join(told)}" if entry.axes else "; ".join(told)
 
 
-def _same_run(config: TrainConfig, asked: TrainConfig) -> bool:
-    """Minutes became steps, and arithmetic may have been chosen otherwise on the day."""
-    free = {"steps", "epochs", "minutes", "seed", "device", "precision", "layout", "compiled", "kernels"}
-    return config.model_dump(exclude=free) == asked.model_dump(exclude=free) and config.steps is not None
+def _second() -> Entry:
+    """Entry 2, whose seeds are entry 5."""
+    return next(entry for entry in entries() if entry.order == 2)
+
+
+def _outcome(record: Record) -> str:
+    if record.test is None:
+        return record.training.status
+    result = record.result(record.config.radius)
+    return percent(result.certified_correct / record.test.images) if result else "nothing certified"
+
+
+def _answers(record: Record, asked: TrainConfig, any_seed: bool) -> bool:
+    """Whether a run is what a file asks for: minutes may have become any number of steps, and arithmetic may have been
+    chosen otherwise on the day. A run that diverged answers, too; one that was stopped, or is too short, does not."""
+    if record.training.status == "stopped" or (record.test is not None and not published.results_only([record])):
+        return False
+    length = {"steps", "epochs", "minutes"}
+    free = {*length, "device", "precision", "layout", "compiled", "kernels", *(["seed"] if any_seed else [])}
+    if record.config.model_dump(exclude=free) != asked.model_dump(exclude=free):
+        return False
+    if asked.minutes is not None:
+        return record.config.steps is not None
+    return steps_of(record.config, record.data.train) == steps_of(asked, record.data.train)
 
 
 def _aim(entry: Entry) -> str:
     if entry.order in AIMS:
         return f"VRA at 36/255 of {AIMS[entry.order]} % or more"
-    return {1: "sizes for the runs below", 5: "spread"}.get(entry.order, "see the file")
+    if entry.order == 6:
+        return _beside(_paper(entry.config))
+    if entry.order == _PRESETS:
+        return _beside(entry.config)
+    if entry.order == _TINY:
+        row = next(row for row in published.load_published() if row.id == _TINY_AIM)
+        return f"VRA at {row.radius} of {row.value} % or more"
+    aims = {
+        1: "sizes for the runs below", 5: "spread", 7: "VRA over depth", 8: "VRA over the number of classes",
+        9: "VRA by loss",
+    }  # fmt: skip
+    return aims[entry.order]
+
+
+def _paper(config: TrainConfig) -> TrainConfig:
+    """The preset of the paper whose recipe a l_inf entry shortens."""
+    task = (config.dataset, config.radius, config.loss)
+    presets = (preset.config for preset in published.presets() if preset.path.stem.startswith("linf-v2-"))
+    return next(preset for preset in presets if (preset.dataset, preset.radius, preset.loss) == task)
+
+
+def _beside(preset: TrainConfig) -> str:
+    """The published number that a preset re-measures at its own radius, the first of them."""
+    rows = {row.id: row for row in published.load_published()}
+    asked = [rows[name] for name in preset.published]
+    value = next(row.value for row in asked if (row.metric, row.radius) == ("vra", preset.radius))
+    return f"VRA at {preset.radius} beside the published {value} %"
+
+
+def _time(entry: Entry) -> str:
+    """Of training alone."""
+    if entry.order == 1:
+        return "about 5 min"
+    if entry.order == 5:
+        return _duration(*(len(_SEEDS) * seconds for seconds in training_seconds(_second().config)))
+    if entry.order == 6:  # distances are not counted here
+        return f"about {counted_time(entry.path).replace('minutes', 'min')}"
+    parts = [training_seconds(config) for config in entry.configs]
+    time = _duration(*map(math.fsum, zip(*parts, strict=True)))
+    return f"{time}, {len(parts)} runs" if len(parts) > 1 else time
+
+
+def counted_time(path: Path) -> str:
+    """What the head of a file says that its training takes: `12 minutes`, `2.2 to 2.5 hours`."""
+    head = " ".join(line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))
+    return re.search(r"[Aa]bout ([^,]+) on one H200, by a count of operations; not measured", head)[1]
+
+
+def _duration(low: float, high: float) -> str:
+    """From seconds: `2.5 min`, `12 to 14 min`, `2.1 to 2.4 h`, `15 h`."""
+    if high < 5400:
+        ends, unit = [f"{seconds / 60:.2g}" for seconds in (low, high)], "min"
+    else:
+        ends, unit = [f"{s / 3600:.0f}" if high >= 36_000 else f"{s / 3600:.1f}" for s in (low, high)], "h"
+    return f"{' to '.join(dict.fromkeys(ends))} {unit}"
 
 
 def _prediction(entry: Entry) -> str:
@@ -244,21 +287,14 @@ def _is_liresnet(entry: Entry) -> bool:
 
 
 def _counted(entry: Entry) -> tuple[object, ...]:
-    config, step = entry.config, counts(entry.config)
-    found, seconds = predicted(config), step_seconds(config, UTILISATION[1])
-    shares = {
-        "convolutions": step.convolutions / (UTILISATION[1] * RATES["convolutions"]),
-        "element-wise": step.traffic / RATES["memory"],
-        "norms": step.estimates / RATES["estimates"],
-        "orthogonalisation": step.orthogonalisation / RATES["products"],
-        "optimiser": step.optimizer / RATES["products"],
-    }
+    config, fast = entry.config, UTILISATION[1]
+    found, seconds = predicted(config), step_seconds(config, fast)
     steps = [60 * config.minutes * rate / config.batch for rate in found.rate]
     return (
         entry.order, f"L{config.depth} W{config.width}, neck {config.neck_width}",
         f"{4e-6 * parameters(config):.0f}", config.batch,
-        f"{step.convolutions / config.batch / 1e9:.1f}",
-        ", ".join(f"{name} {part / seconds:.0%}" for name, part in shares.items()),
+        f"{counts(config).convolutions / config.batch / 1e9:.1f}",
+        ", ".join(f"{name} {part / seconds:.0%}" for name, part in part_seconds(config, fast).items()),
         _range(found.rate), _range(found.epochs), _range(steps),
     )  # fmt: skip
 

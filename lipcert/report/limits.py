@@ -29,8 +29,8 @@ from lipcert.radius import Radius
 from lipcert.record import Record
 from lipcert.records import load_records
 from lipcert.report.figures import read_curve
-from lipcert.report.gpu_queue import forward_operations
 from lipcert.report.names import LOSSES, network_name
+from lipcert.report.operations import forward_operations
 from lipcert.report.published import Row, load_published, presets, results_only
 
 FAMILY = "liresnet"
@@ -54,7 +54,7 @@ LAST = 0.05  # share of a run at its end over which training accuracy is average
 class Cell:
     """A network trained with a recipe on so many images.
 
-    operations: of training, 3 x forward, counted as in `gpu_queue`. shares: VRA of every seed, per cent. gap: clean
+    operations: of training, 3 x forward, counted as in `operations`. shares: VRA of every seed, per cent. gap: clean
     accuracy on the last batches of training, augmented as they are, less that on the test set, points; NaN: no curves.
     """
 

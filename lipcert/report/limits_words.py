@@ -12,7 +12,7 @@ from lipcert.report.published import EVIDENCE
 from lipcert.report.tables import Markdown, table
 
 BEYOND = 4.0  # how far past the largest run a fit is drawn, as a factor of operations
-NOTICED = 0.25  # points of VRA for a doubling: less is not called growth, as seeds differ by as much
+NOTICED = 0.25  # points of VRA for a doubling of operations: less is not called growth, as seeds differ by as much
 LINES = (("images seen and parameters", ("images", "parameters")), ("operations", ("operations",)))
 CEILINGS = (("operations, with a ceiling", "operations"), ("images seen, with a ceiling", "images"))
 
@@ -36,8 +36,9 @@ def headline(found: Found) -> Markdown:
         return Markdown(f"{text} The highest VRA is {best.vra:.2f} % ({best.network}).")
     end = fit.gain(max(cell.operations for cell in found.fitted))
     return Markdown(
-        f"{text} One more doubling of the operations of training brings {_interval(end, '+.2f')} points there. "
-        f"{_basis(found.fitted)}"
+        f"{text} By the fit, one more doubling of the operations of training would bring {_interval(end, '+.2f')} "
+        "points there (in brackets the 95 % interval; the curve that is fitted cannot fall, so no gain below 0 is in "
+        f"it). {_basis(found.fitted)}"
     )
 
 
@@ -50,15 +51,29 @@ def _claim(found: Found) -> str:
             f"{where} VRA flattens within reach of these runs: every ceiling that fits lies between "
             f"{fit.top.low:.1f} and {fit.top.high:.1f} %."
         )
-    if fit.gain(max(cell.operations for cell in found.fitted)).low >= NOTICED:
+    gain, much = fit.gain(max(cell.operations for cell in found.fitted)), f"{NOTICED:g} points"
+    if gain.low >= NOTICED:
         return (
-            f"{where} VRA still grows at the largest run, and these runs do not show where that ends: any ceiling "
-            f"from {fit.top.low:.1f} to 100 % fits."
+            f"{where} a doubling of operations still brings {much} of VRA or more at the largest run, and these runs "
+            f"do not show where that ends: {_open(fit, found)}."
+        )
+    if gain.high < NOTICED:
+        return (
+            f"{where} a doubling of operations brings less than {much} of VRA at the largest run, but these runs "
+            f"do not show where VRA ends: {_open(fit, found)}."
         )
     return (
-        f"{where} these runs decide neither whether VRA still grows noticeably at the largest of them nor where it "
-        f"ends: any ceiling from {fit.top.low:.1f} to 100 % fits."
+        f"{where} these runs decide neither whether a doubling of operations still brings {much} of VRA or more at the "
+        f"largest of them nor where VRA ends: {_open(fit, found)}."
     )
+
+
+def _open(fit: Ceiling, found: Found) -> str:
+    """Which ceilings fit, where 100 % is one: none is tried below what was reached."""
+    best = _best(found.fitted).vra
+    if fit.top.low <= best + 1e-9:
+        return f"no ceiling between the {best:.1f} % that was reached and 100 % is refused"
+    return f"the {best:.1f} % that was reached is refused as a ceiling, {fit.top.low:.1f} to 100 % are not"
 
 
 def answer(found: Found) -> Markdown:
@@ -245,10 +260,7 @@ def _ceiling_words(fit: Ceiling, found: Found) -> str:
             f"The fit without a ceiling below 100 % is refused: the ceiling lies between {fit.top.low:.1f} and "
             f"{fit.top.high:.1f} %, where the best network has {best.vra:.1f} %."
         )
-    return (
-        f"Neither a ceiling of 100 % nor one of {fit.top.low:.1f} % is refused: where the curve ends, "
-        f"{_networks(found.fitted)} do not decide."
-    )
+    return f"Where the curve ends, {_networks(found.fitted)} do not decide: {_open(fit, found)}."
 
 
 # ------------------------------------------------------------------------------------------------------------ published

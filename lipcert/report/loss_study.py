@@ -175,12 +175,12 @@ def _arm(
 
 
 def title_of(cell: TrainConfig) -> str:
-    """`EMMA`; with its weight where that is not the usual one: `TRADES-KL, weight 2`, a schedule `weight 1 to 0.01`."""
+    """`EMMA`; with its weight where that is not the usual one: `TRADES-KL (weight 2)`, `... (weight 1 to 0.01)`."""
     key = WEIGHTS.get(cell.loss)
     if key is None or (weight := getattr(cell, key)) == TrainConfig.model_fields[key].default:
         return LOSSES[cell.loss]
     values = " to ".join(re.findall(r"\[(.+?)\]", weight)) or weight
-    return f"{LOSSES[cell.loss]}, weight {values}"
+    return f"{LOSSES[cell.loss]} (weight {values})"
 
 
 # -------------------------------------------------------------------------------------------------- reading differences
@@ -202,12 +202,16 @@ def verdict(gaps: Sequence[float], above: str = AHEAD, below: str = BEHIND) -> s
 
 
 def rule_words(comparisons: int) -> Markdown:
-    """The rule, and what chance makes of it."""
-    return Markdown(
+    """The rule, and what chance makes of it in so many comparisons."""
+    text = (
         f"A difference counts where its mean over {PAIRS} pairs or more is larger than the range of the pairs. Chance "
-        f"alone passes that rule in {100 * CHANCE:.0f} of 100 comparisons of {PAIRS} pairs: of {comparisons} "
-        f"comparisons, {comparisons * CHANCE:.1f} would pass if all losses were equal."
+        f"alone passes that rule in {in_100(CHANCE)} comparisons of {PAIRS} pairs"
     )
+    if comparisons:
+        text += (
+            f": of {plural(comparisons, 'comparison')}, {comparisons * CHANCE:.1f} would pass if all losses were equal"
+        )
+    return Markdown(f"{text}.")
 
 
 # -------------------------------------------------------------------------------------------------------------- numbers
@@ -230,6 +234,21 @@ def signed(values: Sequence[float], digits: int = 2, unit: str = "") -> str:
 def listed(words: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`; `none`."""
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words) or "none"
+
+
+def remark(title: str, text: str) -> str:
+    """`GloRo (+0.90)`, `TRADES-KL (weight 2; +0.93)`: one pair of brackets."""
+    return f"{title[:-1]}; {text})" if title.endswith(")") else f"{title} ({text})"
+
+
+def plural(number: int, what: str) -> str:
+    """`1 comparison`, `6 comparisons`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def in_100(share: float) -> str:
+    """`8 of 100`; `fewer than 1 of 100`."""
+    return f"{100 * share:.0f} of 100" if share >= 0.01 else "fewer than 1 of 100"
 
 
 def runs_word(arm: Arm) -> str:

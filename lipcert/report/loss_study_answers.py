@@ -13,21 +13,26 @@ from lipcert.report.loss_study import (
     EVEN,
     GLORO,
     LossStudy,
+    in_100,
     listed,
     missing,
+    plural,
+    remark,
     runs_word,
     signed,
     spread,
     verdict,
 )
 from lipcert.report.loss_study_curves import FASTER, SHARE, SLOWER, image_ratios, speed
-from lipcert.report.loss_study_vra import BETTER, WORSE, falls, judged, scaling
+from lipcert.report.loss_study_fall import BETTER, WORSE, falls, luck, scaling
+from lipcert.report.loss_study_vra import judged
 from lipcert.report.names import DATASETS
 from lipcert.report.tables import Markdown, table
 
 CHECK = "loss-cost"
 _AGAIN = "gloro, again"  # of the check: the same step a second time
 _COMMAND = "python -m benchmarks.loss_cost"
+_WEAK = 0.05  # what equal losses would show more often than this is weak evidence of a difference
 
 
 # ---------------------------------------------------------------------------------------------------------------- price
@@ -97,7 +102,8 @@ def price_words(study: LossStudy) -> Markdown:
     return Markdown(
         f"Steps of the network and recipe of this page under every loss, in turns in one process, {rounds} rounds "
         f"({where}); in brackets the quartiles of the rounds. EMMA's step takes {'; '.join(said)}. GloRo's own, timed "
-        f"a second time in the same rounds, takes {' and '.join(twice)} times its first: more the clock cannot tell. "
+        f"a second time in the same rounds, takes {' and '.join(twice)} times as long as the first: "
+        "smaller differences the clock cannot tell. "
         "*The loss alone*, with its gradients and on the same batch, is the share of a step that another loss could "
         "save. Every step also computes GloRo's bottom logit once, for the training curve."
     )
@@ -140,33 +146,56 @@ def scaling_answer(study: LossStudy) -> Markdown:
         why = missing(study) or f"no loss beside {EMMA} has pairs enough"
         return Markdown(f"{start} Not answered: {why}.")
     few, many = study.counts[0], study.counts[-1]
-    if sides[BETTER]:
-        end = f"By our data yes: beside EMMA {listed(sides[BETTER])} stood better at {many} classes than at {few}"
-    elif len(sides[WORSE]) == len(study.rivals):
-        end = f"By our data no: beside EMMA all {len(read)} stood worse at {many} classes than at {few}"
-    elif len(sides[WORSE]) == len(read):
-        end = f"None that was run in full: beside EMMA {listed(read)} stood worse at {many} classes than at {few}"
+    at_few, at_many = judged(study, few), judged(study, many)
+    better, worse, even = sides[BETTER], sides[WORSE], sides[EVEN]
+    if better:
+        said = [remark(t, f"{_word(at_few, t)} at {few} classes, {_word(at_many, t)} at {many}") for t in better]
+        end = f"By our rule {len(better)} of {len(read)} {'does' if len(better) == 1 else 'do'}: {listed(said)}."
+        if not set(better) & set(at_many[AHEAD]):
+            end += f" None that does is ahead of EMMA at {many}."
+    elif len(worse) == len(study.rivals):
+        end = (
+            f"By our rule none does: measured against EMMA, all {len(worse)} do worse at {many} classes than at {few}."
+        )
+    elif len(worse) == len(read):
+        end = f"None that was run in full does: {listed(worse)} scaled worse."
     else:
-        end = f"Our data show none that would, and do not decide it for {listed(sides[EVEN])}"
-    worse = f" Scaled worse: {listed(sides[WORSE])}." if 0 < len(sides[WORSE]) < len(read) else ""
+        end = f"Our data show none that does, and do not decide it for {listed(even)}."
+    end += _chance_words(study, len(better), len(worse))
+    end += f" Scaled worse: {listed(worse)}." if 0 < len(worse) < len(read) else ""
     fall = found[EMMA].ends()
-    text = (
-        f"{start} {end}.{worse} EMMA itself goes from {fall[0]:.2f} to {fall[1]:.2f} % as classes go from {few} to "
-        f"{many}."
-    )
-    if sides[EVEN]:
-        apart = max(max(gaps) - min(gaps) for title in sides[EVEN] for gaps in found[title].points)
+    text = f"{start} {end} EMMA itself goes from {fall[0]:.2f} to {fall[1]:.2f} % as classes go from {few} to {many}."
+    if even:
+        apart = max(max(gaps) - min(gaps) for title in even for gaps in found[title].points)
         text += (
             f" Where it is not decided, the pairs of one loss lie up to {apart:.2f} points apart; it would take "
             "more draws and more seeds."
         )
-    at_many = judged(study, many)
-    if late := [title for title in sides[BETTER] if title not in at_many[AHEAD]]:
-        text += f" That makes up for what {listed(late)} lacked at {few}, and no more: not ahead at {many}."
     text += f" At {many} classes alone, ahead of EMMA: {listed(at_many[AHEAD])}; behind: {listed(at_many[BEHIND])}."
     left = [title for title in study.rivals if title not in read]
-    text += f" Not in this: {listed(left)} ({missing(study)})." if left else ""
+    text += f" Not in this: {listed(left)} ({missing(study) or 'too few pairs'})." if left else ""
     return Markdown(text)
+
+
+def _word(sides: dict[str, list[str]], title: str) -> str:
+    """`ahead`, `behind`, `not told apart`."""
+    return next((word for word in (AHEAD, BEHIND) if title in sides[word]), "not told apart")
+
+
+def _chance_words(study: LossStudy, better: int, worse: int) -> str:
+    """What equal losses would show; nothing where no verdict was given."""
+    if not (better or worse):
+        return ""
+    by_chance = luck(study)
+    text = (
+        f" If none differed from EMMA, chance alone would give about {by_chance.verdicts:.1f} verdicts in "
+        f"{plural(by_chance.comparisons, 'comparison')} (simulated)"
+    )
+    if better:
+        often = by_chance.better[better]
+        text += f', and {better} or more of them "better" in {in_100(often)} studies like this one'
+        text += f", so {'one alone' if better == 1 else 'this'} is weak evidence" if often > _WEAK else ""
+    return f"{text}."
 
 
 # ----------------------------------------------------------------------------------------------------------- question 6
@@ -185,8 +214,8 @@ def _time(study: LossStudy, classes: int) -> str:
         return f"*Time*: **not run** (`{_COMMAND}`)."
     seconds = [epoch_seconds(study, classes, p) for p in found]
     return (
-        f"*Time*: a step takes {_price_words(found[0]).rstrip(',')}; an epoch takes {seconds[0]:.1f} s, GloRo's "
-        f"{seconds[1]:.1f} s."
+        f"*Time*: a step under EMMA takes {_price_words(found[0]).rstrip(',')}; an epoch takes {seconds[0]:.1f} s, "
+        f"GloRo's {seconds[1]:.1f} s."
     )
 
 
@@ -198,8 +227,8 @@ def _convergence(study: LossStudy, classes: int) -> str:
     each = f" ({', '.join(f'{ratio:.2f}' for ratio in ratios)})" if len(ratios) > 1 else ", one pair"
     told = _told(word, {FASTER: "GloRo is the faster", SLOWER: "EMMA is the faster"})
     return (
-        f"*Convergence*: to {100 * SHARE:g} % of the lower of their ends GloRo needs {mean:.2f} times the images of "
-        f"EMMA{each}, by estimates on training images: {told}."
+        f"*Convergence*: to reach {100 * SHARE:g} % of the lower of their ends GloRo needs {mean:.2f} times as many "
+        f"images as EMMA{each}, by estimates on training images: {told}."
     )
 
 

@@ -17,6 +17,7 @@ from lipcert.report.loss_study import (
     Arm,
     LossStudy,
     listed,
+    remark,
     runs_word,
     verdict,
 )
@@ -135,7 +136,7 @@ def images_words(study: LossStudy) -> Markdown:
         for title in study.rivals:
             ratios = image_ratios(study, classes, title)
             sides[speed(study, classes, title)].append(
-                f"{title} ({math.exp(statistics.fmean(map(math.log, ratios))):.2f} ×)" if ratios else title
+                remark(title, f"{math.exp(statistics.fmean(map(math.log, ratios))):.2f} ×") if ratios else title
             )
         if any(sides[word] for word in (FASTER, SLOWER, EVEN)):
             lines.append(
@@ -209,5 +210,5 @@ def curve_words(study: LossStudy, kind: str = "proven") -> Markdown:
     if not said:
         return Markdown("The curves need all runs of two losses or more: **not run**.")
     radius = study.arm(study.counts[0], EMMA).config.radius
-    what = f"proven at {radius} on the test images" if kind == "proven" else f"estimated at {radius}, training images"
+    what = f"proven at {radius} on the test images" if kind == "proven" else f"estimated at {radius} on training images"
     return Markdown(f"VRA {what}. {' '.join(said)}")

@@ -5,6 +5,7 @@ counts, and the wrong class whose boundary is nearest under the constants of the
 """
 
 import itertools
+import math
 import statistics
 
 from lipcert.record import Record, Threat
@@ -21,7 +22,9 @@ from lipcert.report.loss_study import (
     LossStudy,
     Pair,
     differences,
+    in_100,
     listed,
+    remark,
     signed,
     spread,
     verdict,
@@ -96,8 +99,8 @@ def _how(study: LossStudy, noted: list[tuple[Arm, Record]]) -> str:
     passes = listed([f"{images / train:.2g} passes at {classes} classes" for classes, (images, train) in steps.items()])
     ramp = noted[0][1].config.radius_ramp
     return (
-        f"Of {sample:,} training images, without augmentation, at notes {next(iter(steps.values()))[0]:,} images "
-        f'apart: {passes}, so "from note to note" is not the paper\'s "from epoch to epoch". The table takes the notes '
+        f"Noted for {sample:,} training images, without augmentation, every {next(iter(steps.values()))[0]:,} images "
+        f'seen: {passes}, so "from note to note" is not the paper\'s "from epoch to epoch". The table takes the notes '
         f"after {100 * ramp:g} % of the run, when the training radius no longer grows. *Highest* is the wrong class "
         "of the highest logit, *nearest* that of the nearest boundary."
     )
@@ -117,14 +120,14 @@ def _by_classes(study: LossStudy) -> str:
         ends = [list(rotations(study.arm(classes, title)).values()) for classes in (few, many)]
         if few == many or min(map(len, ends)) < PAIRS:
             continue
-        text = f"{title} ({statistics.fmean(ends[0]):.1f} → {statistics.fmean(ends[1]):.1f} %)"
+        text = remark(title, f"{statistics.fmean(ends[0]):.1f} → {statistics.fmean(ends[1]):.1f} %")
         (up if min(ends[1]) > max(ends[0]) else down if max(ends[1]) < min(ends[0]) else even).append(text)
     if not (up or down or even):
         return ""
     return (
         f"From {few} to {many} classes the highest wrong class changes more often, by more than the ranges over the "
-        f"runs, under {listed(up)}; less often under {listed(down)}; not told apart under {listed(even)}. Between two "
-        "notes an image of many classes is also seen less often; these runs do not separate the two."
+        f"runs, under {listed(up)}; less often under {listed(down)}; not told apart under {listed(even)}. With many "
+        "classes an image is also seen less often between two notes; these runs do not separate the two."
     )
 
 
@@ -134,31 +137,58 @@ def _by_loss(study: LossStudy, classes: int) -> str:
     for title in study.rivals:
         found = gaps(study, classes, title)
         if (word := verdict(found, MORE, LESS)) in sides:
-            sides[word].append(f"{title} ({statistics.fmean(found):+.1f} points)")
+            sides[word].append(remark(title, f"{statistics.fmean(found):+.1f} points"))
     if not any(sides.values()):
         return ""
     return (
-        f"At {classes} classes, pair by pair, it changes more often than under EMMA with {listed(sides[MORE])}; less "
-        f"often with {listed(sides[LESS])}; not told apart with {listed(sides[EVEN])}."
+        f"At {classes} classes, pair by pair, the highest wrong class changes more often than under EMMA with "
+        f"{listed(sides[MORE])}; less often with {listed(sides[LESS])}; not told apart with {listed(sides[EVEN])}."
     )
 
 
-def concordant(study: LossStudy, classes: int) -> tuple[int, int] | None:
-    """Pairs of losses of which the one that rotates less has the higher mean VRA, and all pairs; complete arms only."""
+def concordant(study: LossStudy, classes: int) -> tuple[int, int, int] | None:
+    """Pairs of losses of which the one that rotates less has the higher mean VRA, the lower, and all pairs.
+
+    Complete arms only; a tie is neither.
+    """
     arms = [arm for arm in study.at(classes) if arm.complete and len(rotations(arm)) == len(arm.runs)]
     points = [(statistics.fmean(rotations(arm).values()), statistics.fmean(arm.vra.values())) for arm in arms]
-    both = list(itertools.combinations(points, 2))
-    return (sum((a[0] - b[0]) * (a[1] - b[1]) < 0 for a, b in both), len(both)) if both else None
+    signs = [
+        math.prod(0 if math.isclose(x, y, rel_tol=1e-9) else x - y for x, y in zip(a, b, strict=True))
+        for a, b in itertools.combinations(points, 2)
+    ]
+    return (sum(each < 0 for each in signs), sum(each > 0 for each in signs), len(signs)) if signs else None
+
+
+def as_far_by_chance(count: int, things: int) -> float:
+    """How often a random order of so many things, none of them tied, has as uneven a split of its pairs: `count`
+    against the rest, or the other way round (Kendall's test, exact).
+    """
+    orders = [1]  # by number of pairs out of order
+    for size in range(2, things + 1):
+        orders = [sum(orders[max(0, n - size + 1) : n + 1]) for n in range(len(orders) + size - 1)]
+    far = abs(2 * count - (len(orders) - 1))
+    return sum(each for n, each in enumerate(orders) if abs(2 * n - (len(orders) - 1)) >= far) / math.factorial(things)
 
 
 def _with_vra(study: LossStudy, classes: int) -> str:
     if (found := concordant(study, classes)) is None:
         return ""
-    low, every = found
-    return (
+    low, high, every = found
+    text = (
         f"Does less rotation go with more VRA? At {classes} classes the loss that rotates less has the higher VRA in "
-        f"{low} of {every} pairs of losses; half of them would if the two had nothing to do with each other."
+        f"{low} of {every} pairs of losses; half of them would if the two had nothing to do with each other"
     )
+    if low + high == every:
+        losses = (1 + math.isqrt(1 + 8 * every)) // 2
+        chance = in_100(as_far_by_chance(low, losses))
+        text += f", and {chance} random orders of {losses} losses are as far from half, either way"
+    return f"{text}."
+
+
+def _votes(found: list[float], sign: int) -> str:
+    """`in 2 of 3 pairs`: those whose difference has that sign."""
+    return f"in {sum(sign * value > 0 for value in found)} of {len(found)} pairs"
 
 
 def argument_words(study: LossStudy) -> Markdown:
@@ -179,9 +209,12 @@ def argument_words(study: LossStudy) -> Markdown:
     elif words[0] == LESS or words[1] == AHEAD:
         end = "That is **not** what the argument says."
     elif words[0] == MORE:
-        end = "The threat does rotate more under GloRo; that this costs VRA, our pairs do not show."
+        end = (
+            "The threat rotates more under GloRo; whether that costs VRA, our rule leaves open: GloRo is behind "
+            f"{_votes(better, -1)}."
+        )
     elif words[1] == BEHIND:
-        end = "GloRo is behind, but not, as far as our pairs tell, because its threat rotates more."
+        end = f"GloRo is behind; whether its threat rotates more, our rule leaves open: it does {_votes(turning, 1)}."
     else:
         end = "Our data do not decide it."
     return Markdown(f"{told} {end}")

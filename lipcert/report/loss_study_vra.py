@@ -1,9 +1,8 @@
-"""The page on losses: VRA of every loss, beside EMMA's pair by pair, and its fall from few classes to many."""
+"""The page on losses: VRA of every loss, beside EMMA's pair by pair."""
 
 import statistics
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from lipcert.report import matrices
 from lipcert.report.intervals import count_interval
@@ -15,15 +14,16 @@ from lipcert.report.loss_study import (
     FEW,
     GLORO,
     NOT_RUN,
-    PAIRS,
     Arm,
     LossStudy,
     differences,
     listed,
+    remark,
     rule_words,
     runs_word,
     signed,
     spread,
+    told_apart,
     verdict,
 )
 from lipcert.report.names import DATASETS, network_name
@@ -33,7 +33,6 @@ from lipcert.report.tables import Markdown, table
 
 _NOTHING = Markdown("No run of this page has been published yet: **not run**.")
 _MARKS = ((BLUE, "o"), (VERMILLION, "s"))  # of few classes, of many
-BETTER, WORSE = "scales better", "scales worse"
 # Published numbers to stand beside: id, and the loss that the network was trained with.
 _PUBLISHED = (
     ("liresnet-arxiv-v1_liresnet-l18w256_cifar100_l2_36-255_vra", "EMMA at fixed radius"),
@@ -63,8 +62,8 @@ def setting_words(study: LossStudy) -> Markdown:
     return Markdown(
         f"{network_name(cell)}, neck of {cell.neck_width}, {cell.optimizer.capitalize()}, batches of {cell.batch}, "
         f"{study.seen:,} images in every run ({listed([f'{p:.3g} passes over {n} classes' for p, n in passes])}), "
-        f"training radius from {cell.radius_start:g} to {cell.radius_end:g} times {cell.radius}. VRA is "
-        f"{study.guarantee}, at {study.radius}."
+        f"training radius from {cell.radius_start:g} to {cell.radius_end:g} times {cell.radius}. VRA "
+        f"counts {study.guarantee} certificates at {study.radius}."
     )
 
 
@@ -110,11 +109,12 @@ def _against_emma(study: LossStudy, classes: int) -> str:
     if not any(found[word] for word in (AHEAD, BEHIND, EVEN)):
         return ""
     told = [
-        f"{word}: {listed([f'{t} ({statistics.fmean(study.gaps(classes, t)):+.2f})' for t in found[word]])}"
+        f"{word}: {listed([remark(t, f'{statistics.fmean(study.gaps(classes, t)):+.2f}') for t in found[word]])}"
         for word in (AHEAD, BEHIND)
     ]
     return (
-        f"Beside EMMA, by more than the range of the pairs, {'; '.join(told)}; not told apart: {listed(found[EVEN])}."
+        f"Beside EMMA at {classes} classes, by more than the range of the pairs, {'; '.join(told)}; not told apart: "
+        f"{listed(found[EVEN])}."
     )
 
 
@@ -195,117 +195,11 @@ def legend(figure, axes, columns: int) -> None:
 
 def pairs_words(study: LossStudy) -> Markdown:
     """How to read the figure, and the rule behind the verdicts."""
-    comparisons = sum(bool(study.gaps(classes, title)) for classes in study.counts for title in study.rivals)
-    if not comparisons:
+    found = [gaps for classes in study.counts for title in study.rivals if (gaps := study.gaps(classes, title))]
+    if not found:
         return _NOTHING
-    return Markdown(f"Right of the line is better than EMMA; a bar is the mean. {rule_words(comparisons)}")
-
-
-# ------------------------------------------------------------------------------------------------------------- the fall
-@dataclass(frozen=True)
-class Fall:
-    """A loss at the fewest and at the most classes, both with all of their runs; per cent.
-
-    points, ratios: VRA minus EMMA's and over EMMA's, every pair, at few and at many classes.
-    """
-
-    few: Arm
-    many: Arm
-    points: tuple[list[float], list[float]]
-    ratios: tuple[list[float], list[float]]
-
-    def ends(self, measure: str = "vra") -> tuple[float, float]:
-        """Means at few and at many classes."""
-        few, many = (statistics.fmean(getattr(arm, measure).values()) for arm in (self.few, self.many))
-        return few, many
-
-    def verdict(self) -> str:
-        """Whether it scales better than EMMA: all pairs at many classes above all at few, in points and as a ratio."""
-        if min(map(len, self.points)) < PAIRS:
-            return FEW
-        kinds = (self.points, self.ratios)
-        if all(min(many) > max(few) for few, many in kinds):
-            return BETTER
-        return WORSE if all(max(many) < min(few) for few, many in kinds) else EVEN
-
-
-def falls(study: LossStudy) -> dict[str, Fall]:
-    """Losses of which all runs were made at the fewest and the most classes."""
-    found = {}
-    if len(study.counts) < 2:
-        return found
-    ends = study.counts[0], study.counts[-1]
-    for title in study.titles:
-        arms = [study.arm(classes, title) for classes in ends]
-        if all(arm.complete for arm in arms):
-            points = [study.gaps(classes, title) for classes in ends]
-            ratios = [_ratios(arm, study.arm(arm.classes, EMMA)) for arm in arms]
-            found[title] = Fall(*arms, tuple(points), tuple(ratios))
-    return found
-
-
-def _ratios(mine: Arm, base: Arm) -> list[float]:
-    pairs = sorted(pair for pair in mine.vra.keys() & base.vra.keys() if base.vra[pair])
-    return [mine.vra[pair] / base.vra[pair] for pair in pairs]
-
-
-def fall_table(study: LossStudy) -> Markdown:
-    """What every loss keeps from few classes to many; smallest fall relative to its own beginning first."""
-    found = falls(study)
-    if not found:
-        return Markdown("")
-    rows = []
-    for title, fall in sorted(found.items(), key=lambda item: -_kept(item[1])):
-        few, many = fall.ends()
-        gaps = [f"{statistics.fmean(values):+.2f}" for values in fall.points if values]
-        own = "" if title == EMMA else f"{' → '.join(gaps)}: {fall.verdict()}" if len(gaps) == 2 else NOT_RUN
-        shares = f"{few:.2f} → {many:.2f} %"
-        kept = (f"{100 * _kept(fall, measure):.1f} %" for measure in ("vra", "clean"))
-        rows.append((title, shares, f"{few - many:.2f}", *kept, own))
-    span = f"{study.counts[0]} → {study.counts[-1]} classes"
-    head = ("loss", f"VRA, {span}", "fall, points", "VRA kept", "clean kept", "VRA minus EMMA's")
-    return table(head, rows, right=(2, 3, 4))
-
-
-def _kept(fall: Fall, measure: str = "vra") -> float:
-    few, many = fall.ends(measure)
-    return many / few if few else 0.0
-
-
-def scaling(study: LossStudy) -> dict[str, list[str]]:
-    """Losses by whether they scale better than EMMA; those without all runs are left out."""
-    found: dict[str, list[str]] = {BETTER: [], WORSE: [], EVEN: [], FEW: []}
-    for title, fall in falls(study).items():
-        if title != EMMA:
-            found[fall.verdict()].append(title)
-    return found
-
-
-def fall_words(study: LossStudy) -> Markdown:
-    """The table in words, with the rule."""
-    found = falls(study)
-    if not found:
-        return Markdown("The fall from few classes to many needs all runs of a loss at both counts: **not run**.")
-    by_kept = sorted(found, key=lambda title: -_kept(found[title]))
-    text = (
-        f"Of its VRA at {study.counts[0]} classes {by_kept[0]} keeps most at {study.counts[-1]}, "
-        f"{100 * _kept(found[by_kept[0]]):.1f} %"
-    )
-    if len(by_kept) > 1:
-        text += f", and {by_kept[-1]} least, {100 * _kept(found[by_kept[-1]]):.1f} %"
-    less = [title for title, fall in found.items() if _kept(fall) < _kept(fall, "clean")]
-    text += (
-        f". Less of VRA than of clean accuracy is kept under {len(less)} of {len(found)} losses"
-        f"{'' if len(less) in (0, len(found)) else f' ({listed(less)})'}."
-    )
-    sides = scaling(study)
-    if any(sides[word] for word in (BETTER, WORSE, EVEN)):
-        text += (
-            " *Scales better*: beside EMMA every pair at many classes stands above every pair at few, in points and as "
-            "a ratio. Chance alone makes at most one comparison in ten better or worse. Scales better: "
-            f"{listed(sides[BETTER])}; worse: {listed(sides[WORSE])}; not told apart: {listed(sides[EVEN])}."
-        )
-    return Markdown(text)
+    read = sum(told_apart(gaps) is not None for gaps in found)
+    return Markdown(f"Right of the line is better than EMMA; a bar is the mean. {rule_words(read)}")
 
 
 # ------------------------------------------------------------------------------------------------------------ published

@@ -17,7 +17,7 @@ from lipcert.data.registry import DATASETS
 from lipcert.families import GLORO_NETS
 from lipcert.paths import ROOT
 from lipcert.records import load_records
-from lipcert.report.gpu_queue import forward_operations as trunk_operations
+from lipcert.report.operations import forward_operations as trunk_operations
 from lipcert.report.tables import Markdown, table
 from lipcert.study import Study, load_study, record_of, records_by_id
 

@@ -15,8 +15,8 @@ DATASETS = {
 FAMILIES = {name: family.title for name, family in families.FAMILIES.items()}
 LOSSES = {
     "emma": "EMMA", "emma_fixed": "EMMA at fixed radius", "gloro": "GloRo", "trades_kl": "TRADES-KL",
-    "trades_ce": "TRADES-CE", "cross_entropy": "cross-entropy", "linf_mixture": "clipped hinge and cross-entropy",
-    "linf_hinge": "hinge", "ibp": "IBP", "margin": "clipped margin and cross-entropy", "focal": "focal EMMA",
+    "trades_ce": "TRADES-CE", "cross_entropy": "cross-entropy", "linf_mixture": "clipped hinge + cross-entropy",
+    "linf_hinge": "hinge", "ibp": "IBP", "margin": "clipped margin + cross-entropy", "focal": "focal EMMA",
     "annealing": "logit annealing",
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a proof costs in images: every published l2 run, its proven count beside what an estimate would have claimed.
+"""What a proof costs in VRA: every published l2 run, its proven count beside what an estimate would have claimed.
 
 The estimate is the power method's, 500 rounds in float64; its claim is the same margins over it, no rounding counted.
 What a proof costs in seconds and memory: `proof_cost_systems`, `proof_cost_certificates`.
@@ -44,7 +44,7 @@ class Count:
 
     @property
     def points(self) -> float:
-        """The same in percentage points of VRA."""
+        """The same in percentage points of VRA: test sets differ in size."""
         return 100 * self.more / self.run.test.images
 
     @property
@@ -113,22 +113,33 @@ def headline(guarantee: str = "executed") -> Markdown:
     if not found:
         return Markdown("VRA that an estimate would have claimed beside VRA proven: **not run**.")
     own, over = [c for c in found if c.own], sum(c.more > 0 for c in found)
-    worst = max(own, key=lambda c: c.more, default=None)
     text = (
         f"**In {over} of {len(found)} counts the estimate claims images that the proof does not** "
-        f"({len(runs_of(found))} networks, all radii)"
+        f"({len(runs_of(found))} networks, all radii)."
     )
-    if worst is not None:
-        median = statistics.median(c.more for c in own)
-        text += (
-            f". At the radius a network was trained for, these are {median:g} images in the median and {worst.more} at "
-            f"most, {worst.points:.2f} points of VRA"
-        )
-    return Markdown(f"{text}. So much a proof costs at most, beside an estimate that may be too small.")
+    return Markdown(f"{text} {_own_words(own)}" if own else text)
+
+
+def _own_words(own: Sequence[Count]) -> str:
+    """How much more the estimate claims at the radii of training, and how much of it may be the estimate's fault."""
+    worst, where = max(own, key=lambda c: c.points), "At the radius a network was trained for"
+    if worst.more <= 0:
+        return f"{where}, the estimate claims no more than is proven: there a proof costs nothing."
+    points = f"{worst.points:.2f} points of VRA more"
+    if len(own) > 1:
+        median = statistics.median(c.points for c in own)
+        points = f"{median:.2f} points of VRA more in the median and {worst.points:.2f} at most"
+    runs = runs_of(own)
+    low = sum(map(too_small, runs))
+    fault = f" Some of it may be an estimate that is too small, as it is for certain in {low} of {len(runs)} networks."
+    return (
+        f"{where}, the estimate claims {points} ({worst.name}, {worst.more:,} of {worst.run.test.images:,} images). A "
+        f"proof costs no more than this.{fault if low else ''}"
+    )
 
 
 def gap_table(guarantee: str = "executed") -> Markdown:
-    """The gap by family, in images."""
+    """The gap by family, in points of VRA."""
     if not (found := counts(guarantee)):
         return NOT_RUN
     groups = by_family(found)
@@ -136,20 +147,21 @@ def gap_table(guarantee: str = "executed") -> Markdown:
     if len(groups) > 1:
         rows.append(_row("all", found))
     head = (
-        "network", "runs", "counts with more claimed", "more images, own radius", "more images, any radius",
+        "network", "runs", "counts with more claimed", "more, points, own radius", "more, points, any radius",
         "proven / estimated constant",
     )  # fmt: skip
     return table(head, rows, right=(1, 2, 3, 4, 5))
 
 
 def _row(name: str, group: Sequence[Count]) -> tuple[str, ...]:
-    runs, own = runs_of(group), [c.more for c in group if c.own]
+    runs, own = runs_of(group), [c.points for c in group if c.own]
     over = f"{sum(c.more > 0 for c in group)} of {len(group)}"
-    return name, str(len(runs)), over, _spread(own), _spread([c.more for c in group]), _spread(map(ratio, runs), ".4f")
+    every = _spread(c.points for c in group)
+    return name, str(len(runs)), over, _spread(own), every, _spread(map(ratio, runs), ".4f")
 
 
-def _spread(values: Iterable[float], digits: str = "g") -> str:
-    """`12, at most 69`: the median and the largest."""
+def _spread(values: Iterable[float], digits: str = ".2f") -> str:
+    """`0.12, at most 0.69`: the median and the largest."""
     if not (values := list(values)):
         return "not run"
     return f"{statistics.median(values):{digits}}, at most {max(values):{digits}}"
@@ -160,9 +172,9 @@ def gap_words(guarantee: str = "executed") -> Markdown:
     if not (found := counts(guarantee)):
         return NOT_RUN
     under = [c for c in found if c.more < 0]
-    said = [f"Median, then the largest. The largest gap: {_case(max(found, key=lambda c: c.more))}."]
+    said = [f"Median, then the largest. The largest gap: {_case(max(found, key=lambda c: c.points))}."]
     if own := [c for c in found if c.own]:
-        said.append(f"At its own radius: {_case(max(own, key=lambda c: c.more))}.")
+        said.append(f"At its own radius: {_case(max(own, key=lambda c: c.points))}.")
     said.append(
         f"In {len(under)} of {len(found)} counts the estimate claims fewer images than are proven."
         if under
@@ -230,16 +242,17 @@ def images_words(guarantee: str = "executed") -> Markdown:
 
 def rounding_words() -> Markdown:
     """How much of the gap is due to rounding: the same proofs without what rounding in the forward pass could do."""
-    executed, nominal = ({(c.run.id, c.radius): c.proven for c in counts(g)} for g in ("executed", "nominal"))
+    executed, nominal = ({(c.run.id, c.radius): c for c in counts(g)} for g in ("executed", "nominal"))
     both = executed.keys() & nominal.keys()
     if not both:
         return Markdown("")
-    lost = [nominal[key] - executed[key] for key in both]
-    if not any(lost):
+    lost = [(abs(nominal[key].proven - executed[key].proven), executed[key].run.test.images) for key in both]
+    images, of = max(lost, key=lambda each: each[0] / each[1])
+    if not images:
         return Markdown(f"Proofs that ignore rounding certify as many images in all {len(both)} counts.")
     return Markdown(
-        f"Proofs that ignore rounding certify another number of images in {sum(map(bool, lost))} of {len(both)} "
-        f"counts, by {max(map(abs, lost))} at most."
+        f"Proofs that ignore rounding certify another number of images in {sum(n > 0 for n, _ in lost)} of {len(both)} "
+        f"counts, by {100 * images / of:.2f} points at most ({images:,} of {of:,} images)."
     )
 
 
@@ -253,32 +266,31 @@ def crossings(count: Count) -> tuple[int, int]:
 
 # --------------------------------------------------------------------------------------------------------------- figure
 def gap_figure(guarantee: str = "executed") -> "Figure | Markdown":
-    """A row for every family, a dot for every run: images claimed beyond the proof at the run's own radius."""
+    """A row for every family, a dot for every run: VRA claimed beyond the proof at the run's own radius, in points."""
     groups = by_family(count for count in counts(guarantee) if count.own)
     if not groups:
         return Markdown("")
     figure, axes = canvas(WIDTH, 1.3 + 0.75 * len(groups))
     rows, handles = [], {}
     for n, (family, group) in enumerate(groups.items()):
-        for count, y in stacked(group, lambda count: count.more):
+        for count, y in stacked(group, lambda count: count.points):
             colour, marker = _MARKS.get(count.run.data.name, _OTHER)
-            (dot,) = axes.plot(count.more, y - n, marker, color=colour, markersize=5, alpha=0.75, linewidth=0)
+            (dot,) = axes.plot(count.points, y - n, marker, color=colour, markersize=5, alpha=0.75, linewidth=0)
             handles.setdefault(DATASETS[count.run.data.name], dot)
-            rows.append(
-                (family, count.run.id, count.radius, count.run.test.images, count.proven, count.claimed, count.more)
-            )
+            numbers = (count.run.test.images, count.proven, count.claimed, count.more, f"{count.points:.4f}")
+            rows.append((family, count.run.id, count.radius, *numbers))
     axes.axvline(0, color=FAINT, linewidth=0.8)
     axes.set_yticks([-n for n in range(len(groups))], [FAMILIES[family] for family in groups])
-    axes.set(ylim=(0.55 - len(groups), 0.55), xlabel="test images claimed and not proven, own radius")
+    axes.set(ylim=(0.55 - len(groups), 0.55), xlabel="claimed and not proven, own radius, points of VRA")
     axes.grid(axis="x")
     names = [name for name in DATASETS.values() if name in handles]
     figure.legend(
         [handles[name] for name in names], names, loc="outside lower center", ncols=4, labelcolor=INK, fontsize=9.5,
         frameon=False,
     )  # fmt: skip
-    said = "; ".join(f"{FAMILIES[family]} {_spread([c.more for c in group])}" for family, group in groups.items())
-    alt = f"Images claimed by the estimate and not proven, one dot a run, median and largest by network: {said}."
-    head = ("family", "run", "radius", "test_images", "proven", "claimed", "more")
+    said = "; ".join(f"{FAMILIES[family]} {_spread(c.points for c in group)}" for family, group in groups.items())
+    alt = f"Points of VRA claimed by the estimate and not proven, one dot a run, median and largest: {said}."
+    head = ("family", "run", "radius", "test_images", "proven", "claimed", "more", "points")
     return finish("proof-gap", figure, alt, head, rows)
 
 

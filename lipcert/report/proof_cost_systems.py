@@ -13,6 +13,7 @@ from lipcert.report.checks import Check, find_check
 from lipcert.report.matrices import forward_operations
 from lipcert.report.names import DATASETS, network_name
 from lipcert.report.speed_runs import Recipe, reached, recipe
+from lipcert.report.speed_step import FLOAT32, nets
 from lipcert.report.tables import Markdown, duration, machine, table
 
 # Data set -> systems: name for readers, study file. The first of a data set is its oldest.
@@ -36,6 +37,12 @@ SYSTEMS = {
     ),
 }
 _NONE = "not run"
+_LENGTHS = (
+    "A look on the way is not a shorter run: its learning rate is still high. So an end and a point on the way do not "
+    "rank two systems of different length."
+)
+PAPERS = "the papers' way"
+AN_IMAGE = ", an image"
 
 
 @dataclass(frozen=True)
@@ -135,12 +142,12 @@ def _cell(system: Recipe, vra: float) -> str:
 
 
 def equal_words(dataset: str) -> Markdown:
-    """The table in words: who needs fewest images to the common VRA, who never reaches the next one."""
+    """The table in words: what each system needs to the common VRA, who never reaches the next one."""
     done = [system for system in systems(dataset) if is_l2(system) and system.runs]
     missing = [system.title for system in systems(dataset) if not system.runs]
     said = []
     if marks := levels(dataset):
-        said += [_fewest(done, marks[0]), *_never(done, marks)]
+        said += [_arrivals(done, marks[0]), *_never(done, marks)]
         said.append(
             "Read off the mean of the seeds on straight lines between looks; ≤ where a run was above at its first look "
             "or not looked at before its end. Operations hold on any machine. The seconds are those of the records "
@@ -155,15 +162,17 @@ def equal_words(dataset: str) -> Markdown:
     return Markdown(" ".join(said))
 
 
-def _fewest(done: Sequence[Recipe], mark: int) -> str:
-    found = [(arrival(system, mark), system) for system in done]
-    low, first = min(found, key=lambda item: item[0].images)
-    high, last = max(found, key=lambda item: item[0].images)
-    text = f"All {len(done)} systems with an ℓ₂ radius reach {mark} %. *{first.title}* is there after "
-    text += f"{'at most ' if low.at_most else ''}{low.images:,.0f} images"
-    if first is last:
-        return f"{text}."
-    return f"{text}, *{last.title}* after {'at most ' if high.at_most else ''}{high.images:,.0f}."
+def _arrivals(done: Sequence[Recipe], mark: int) -> str:
+    """Images of each system to a VRA that all reach; only those trained for as long stand in one sentence."""
+    by_length: dict[int, list[Recipe]] = {}
+    for system in done:
+        by_length.setdefault(system.runs[0].training.images, []).append(system)
+    said = [f"All {len(done)} systems with an ℓ₂ radius reach {mark} %."]
+    for length, group in sorted(by_length.items()):
+        found = sorted(((arrival(system, mark), system.title) for system in group), key=lambda item: item[0].images)
+        parts = [f"*{title}* after {'at most ' if each.at_most else ''}{each.images:,.0f}" for each, title in found]
+        said.append(f"In runs of {length:,} images: {', '.join(parts)}.")
+    return " ".join([*said, _LENGTHS] if len(by_length) > 1 else said)
 
 
 def _never(done: Sequence[Recipe], marks: Sequence[int]) -> list[str]:
@@ -203,36 +212,62 @@ _STEP_ROWS = {
 
 
 def _step_rows(check: Check | None) -> list[tuple[str, ...]]:
-    """The smallest network of `training-step`: time beside the papers' way, memory beside a plain network."""
-    if check is None:
-        return []
-    net = check.rows[1][0]
-    base = check.numbers.get(f"{net}; {_STEP_ROWS['papers'][1]}; ms")
+    """The networks of `training-step`: time beside the papers' way, memory beside a plain network."""
     rows = []
-    for key, (name, row) in _STEP_ROWS.items():
-        held = check.numbers.get(f"{net}; memory {key}; MB")
-        beside = check.numbers.get(f"{net}; memory {key}; ratio of MB")
-        if held is not None and beside is not None:
-            ms = check.numbers.get(f"{net}; {row}; ms")
-            time = f"{ms / base:.2f} × the papers' step" if ms and base else _NONE
-            rows.append((f"LiResNet {net}, {name}", time, f"{held:,.0f} MB", f"{beside:.2f} ×", "`training-step`"))
+    for net in nets(check) if check else ():
+        base = check.numbers.get(f"{net}; {_STEP_ROWS['papers'][1]}; ms")
+        for key, (name, row) in _STEP_ROWS.items():
+            held = check.numbers.get(f"{net}; memory {key}; MB")
+            beside = check.numbers.get(f"{net}; memory {key}; ratio of MB")
+            if held is not None and beside is not None:
+                ms = check.numbers.get(f"{net}; {row}; ms")
+                time = f"{ms / base:.2f} × the papers' step" if ms and base else _NONE
+                rows.append((f"LiResNet {net}, {name}", time, f"{held:,.0f} MB", f"{beside:.2f} ×", "`training-step`"))
     return rows
 
 
-def memory_ratios() -> dict[str, tuple[float, float]]:
-    """Least and most memory of training over a plain network's: LiResNet under every loss, and other systems."""
-    found = {}
-    if (check := find_check("cost")) is not None:
-        by_network: dict[str, list[float]] = {}
-        for network, _, *_, memory in check.rows[2:]:
-            by_network.setdefault(network, []).append(float(memory))
-        found = {network: (min(values), max(values)) for network, values in by_network.items()}
-    if (check := find_check("training-step")) is not None:
-        nets = dict.fromkeys(row[0] for row in check.rows[1:])
-        keys = [key for net in nets if (key := f"{net}; memory papers; ratio of MB") in check.numbers]
-        if values := [float(check.numbers[key]) for key in keys]:
-            found["the papers' way"] = min(values), max(values)
+def memory_ratios() -> dict[str, list[float]]:
+    """Peak memory of training over a plain network's, by network: all losses of `cost`, all nets of `training-step`.
+
+    What `training-step` counts an image stands under `AN_IMAGE`: the difference of the peaks at two batch sizes.
+    """
+    found: dict[str, list[float]] = {}
+    for network, ratios in cost_memory().items():
+        found[network] = [*ratios]
+    for name, rows in (("LiResNet", FLOAT32), (PAPERS, ("papers",))):
+        for unit, end in (("MB", ""), ("KB an image", AN_IMAGE)):
+            if values := [value for each in step_memory(rows, unit).values() for value in each]:
+                found.setdefault(f"{name}{end}", []).extend(values)
     return found
+
+
+def cost_memory() -> dict[str, list[float]]:
+    """Those of the check `cost`, by network, one a loss."""
+    found: dict[str, list[float]] = {}
+    if (check := find_check("cost")) is not None:
+        for network, _, *_, memory in check.rows[2:]:
+            found.setdefault(network, []).append(float(memory))
+    return found
+
+
+def step_memory(rows: Sequence[str] = FLOAT32, unit: str = "MB") -> dict[int, list[float]]:
+    """Those of the check `training-step`, by width.
+
+    Args:
+        rows: memory's names in the check. unit: "MB" in all or "KB an image".
+    """
+    found: dict[int, list[float]] = {}
+    if (check := find_check("training-step")) is not None:
+        for net in nets(check):
+            keys = [key for row in rows if (key := f"{net}; memory {row}; ratio of {unit}") in check.numbers]
+            if keys:
+                found.setdefault(width_of(net), []).extend(float(check.numbers[key]) for key in keys)
+    return dict(sorted(found.items()))
+
+
+def width_of(net: str) -> int:
+    """64 of `L6 W64`."""
+    return int(net.rpartition("W")[2])
 
 
 def step_words() -> Markdown:
@@ -246,7 +281,7 @@ def step_words() -> Markdown:
     if check := find_check("training-step"):
         threads = check.numbers.get("threads", 1)
         said.append(
-            "`training-step`: the smallest of its networks, batches of 256, beside the step as the papers' codes do it "
-            f"({check.hardware.get('processor')}, {threads:g} thread{'' if threads == 1 else 's'})"
+            "`training-step`: batches of 256, beside the step as the papers' codes do it; a smaller neck beside the "
+            f"same plain network ({check.hardware.get('processor')}, {threads:g} thread{'' if threads == 1 else 's'})"
         )
     return Markdown(f"{'; '.join(said)}." if said else "")

@@ -5,7 +5,7 @@ import os
 import subprocess
 from collections import Counter
 
-from lipcert.config import TrainConfig, load_config
+from lipcert.config import TrainConfig
 from lipcert.paths import ROOT
 from lipcert.records import load_records
 from lipcert.report.names import DATASETS, network_name
@@ -23,6 +23,7 @@ from lipcert.report.published import (
     schedule_differences,
 )
 from lipcert.report.tables import Markdown, table
+from lipcert.study import load_study
 
 # Presets beside which the study's own CIFAR-10 network is set: one a generation, none with generated images.
 _RECIPES = {
@@ -203,12 +204,12 @@ def _preset_item(preset: Preset, rows: dict[str, Row]) -> str:
 
 
 def recipe_table() -> Markdown:
-    """Settings in which this study's CIFAR-10 run differs from LiResNet's three generations on the same data."""
-    columns = {"this study": load_config(ROOT / "notebooks/params/study/cifar10-small.yaml")}
+    """Settings in which the recipe of this study's CIFAR-10 runs differs from LiResNet's three generations there."""
+    columns = {"this study": load_study(ROOT / "notebooks/params/study/speedrun-cpu.yaml").cells[0]}
     by_name = {p.path.stem: p.config for p in presets()}
     columns |= {title: by_name[name] for title, name in _RECIPES.items()}
     configs = list(columns.values())
-    left_out = {"published", "seed", "device", "report_radii"}
+    left_out = {"published", "seed", "device", "report_radii", "snapshots"}
     rows = []
     for name in type(configs[0]).model_fields:
         values = [getattr(config, name) for config in configs]

@@ -15,12 +15,12 @@ from lipcert.paths import ROOT
 from lipcert.record import Record
 from lipcert.records import load_records
 from lipcert.report.checks import find_check
-from lipcert.report.gpu_queue import counts
+from lipcert.report.operations import counts
 from lipcert.report.published import Row, load_published
 from lipcert.study import Study, load_study, record_of, records_by_id
 
 STUDIES = ROOT / "notebooks" / "params" / "study"
-OURS, PAPERS, LONG = "speedrun-cpu", "speedrun-cpu-papers", "speedrun-cpu-10m"  # names of files
+OURS, PAPERS, LONG = "speedrun-cpu", "speedrun-cpu-papers", "speedrun-cpu-long"  # names of files
 # The published number that times are counted to: the best known of a network of this size trained on a laptop.
 _TARGET = "liresnet-fork_cifar10-small-30-epoch-run_cifar10_l2_36-255_vra"
 _BASELINE = "papers' way, neck"  # rows of the check `training-step`, their neck's features behind
@@ -150,7 +150,7 @@ def papers() -> Recipe:
 
 
 def long_run() -> Record | None:
-    """The run of ten times as many images."""
+    """The run of a wider network on more images."""
     path = STUDIES / f"{LONG}.yaml"
     try:
         config = load_config(path) if path.exists() else None

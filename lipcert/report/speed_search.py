@@ -62,6 +62,14 @@ def standard_error(vra: float) -> float:
     return math.sqrt(vra * (100 - vra) / HELD_OUT)
 
 
+def told_apart(error: float) -> float:
+    """Below how many points two runs' shares are not told apart, each with this standard error.
+
+    Twice the error of a difference of independent shares. Both are of the same images, so it is less; a seed adds more.
+    """
+    return 2 * math.sqrt(2) * error
+
+
 def _shown(changes: dict[str, Any]) -> str:
     kept = {key: value for key, value in changes.items() if key not in _OF_SPEED}
     return ", ".join(f"`{key}` {_value(value)}" for key, value in kept.items()) or "base"
@@ -119,7 +127,7 @@ def _setting(trial: Trial, key: str) -> object:
 
 
 def singles_table() -> Markdown:
-    """One change at a time, the largest first."""
+    """One change at a time, the largest first; an optimiser brings its own learning rate."""
     pairs = sorted(single_changes(), key=lambda pair: -abs(pair[4].vra - pair[3].vra))
     if not pairs:
         return Markdown("")
@@ -146,12 +154,22 @@ def ablation_words() -> Markdown:
             gain = f"{best.vra - start.vra:+.2f} points"
             parts.append(f"after {start.images:,} images {gain} over the base ({_shown(best.changes)})")
     error = max(standard_error(t.vra) for t in found)
-    seeds = len({t.seed for t in found})
     return Markdown(
-        f"The best recipe: {'; '.join(parts) or 'the base itself'}. {HELD_OUT:,} held-out images alone give a standard "
-        f"error of {error:.1f} points{', and each run is of one seed' if seeds == 1 else ''}: a difference below that "
-        "tells nothing apart."
+        f"The best recipe: {'; '.join(parts) or 'the base itself'}. {HELD_OUT:,} held-out images alone give one share "
+        f"a standard error of {error:.1f} points and a difference of two up to {math.sqrt(2) * error:.1f} (less, as "
+        f"both are of the same images). Each run is of one seed: below about {told_apart(error):.0f} points nothing is "
+        f"told apart.{_singles_words(told_apart(error))}"
     )
+
+
+def _singles_words(threshold: float) -> str:
+    """How many of the single changes are large enough to tell."""
+    gains = [abs(after.vra - before.vra) for *_, before, after in single_changes()]
+    if not gains:
+        return ""
+    large = sum(gain >= threshold for gain in gains)
+    what = "change" if len(gains) == 1 else "changes"
+    return f" Of {len(gains)} single {what} {large or 'none'} {'are' if large > 1 else 'is'} that large."
 
 
 def averaging_words() -> Markdown:
