@@ -6,14 +6,15 @@ bound of that backbone: the comparison that the authors of LiResNet made for two
 64 channels on CIFAR-10 takes about a minute of one core.
 
 With `--studies FILE ...` in place of runs it takes the cells of study files, of one seed unless `--seeds` says more,
-as far as their networks are kept, and writes the record `depth-tightness`.
+as far as their networks are kept, and writes the record `depth-tightness`. A network that is not kept any more stands
+there as the published record has it, where that was measured with the same effort and the run was not made anew since.
 """
 
 import argparse
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import mean
 from typing import NamedTuple
 
@@ -27,8 +28,9 @@ from lipcert.data import load_dataset, to_unit
 from lipcert.models import open_network
 from lipcert.paths import local_dir, results_dir
 from lipcert.provenance import tensors_sha256
+from lipcert.record import Record
 from lipcert.records import RecordError, find_record, read_record
-from lipcert.report.checks import measuring
+from lipcert.report.checks import find_check, measuring
 from lipcert.report.depth_tightness import GOAL
 from lipcert.report.tightness import COLUMNS, published_tightness
 from lipcert.study import load_study
@@ -71,15 +73,19 @@ def kept(run: str) -> bool:
     return any((folder / "models" / f"{run}.safetensors").exists() for folder in (local_dir(), results_dir()))
 
 
+def record_of(run: str) -> Record:
+    """The published record of a run, your own where there is none."""
+    path = results_dir() / "runs" / f"{run}.json"
+    return read_record(path) if path.exists() else find_record(run)[0]
+
+
 def check_weights(run: str, chain: nn.Sequential) -> None:
     """That a network is the one of its record, the published one where there is one.
 
     Raises:
         ValueError: other weights, of a rerun that came out differently.
     """
-    path = results_dir() / "runs" / f"{run}.json"
-    record = read_record(path) if path.exists() else find_record(run)[0]
-    if tensors_sha256(chain.state_dict()) != record.model.weights_sha256:
+    if tensors_sha256(chain.state_dict()) != record_of(run).model.weights_sha256:
         raise ValueError(f"network {run}: holds other weights than the run's record says; run it again or publish it")
 
 
@@ -100,8 +106,31 @@ def row(name: str, starts: int, rounds: int, effort: str, device: str) -> tuple[
     return line
 
 
+def earlier_rows(cells: Collection[str], effort: str) -> tuple[dict[str, tuple[str, ...]], str]:
+    """What the published record says of these runs, by id, and where it was measured, in words.
+
+    A run recorded later than that measurement is another network and is left out.
+
+    Args:
+        effort: start of the measurement's arguments, `--starts 32 --rounds 1 --effort tight`.
+    """
+    check = find_check(GOAL)
+    if check is None or check.rows[:1] != (COLUMNS,) or effort not in check.command:
+        return {}, ""
+    found = {line[0]: line for line in check.rows[1:] if line[0] in cells}
+    for run in list(found):
+        if record_of(run).provenance.finished > check.finished:
+            del found[run]
+    return found, f"commit {(check.commit or 'unknown')[:7]} on {check.hardware.get('processor')}"
+
+
+def efforts(starts: int, rounds: int, effort: str) -> str:
+    """The arguments that decide how hard is searched and how far bounds are tightened, as the command line has them."""
+    return f"--starts {starts} --rounds {rounds} --effort {effort}"
+
+
 def measure_studies(cells: Mapping[str, TrainConfig], starts: int, rounds: int, effort: str, device: str) -> None:
-    """The cells of studies as far as their networks are kept, one row each.
+    """The cells of studies as far as their networks are kept or were measured before, one row each.
 
     Raises:
         ValueError: none is kept, or one is another network than its record's.
@@ -111,24 +140,27 @@ def measure_studies(cells: Mapping[str, TrainConfig], starts: int, rounds: int, 
         raise ValueError(f"no network of {len(cells)} runs is kept in {local_dir() / 'models'}: run the studies first")
     for name in names:
         check_weights(name, open_network(name))
+    earlier, where = earlier_rows(cells.keys() - set(names), efforts(starts, rounds, effort))
     target = "a network of every cell of the studies on depth"
     with measuring(GOAL, "empirical over proven constant by family, depth and budget", target) as found:
-        rows = [row(name, starts, rounds, effort, device) for name in names]
+        lines = earlier | {name: row(name, starts, rounds, effort, device) for name in names}
+        lines = {name: lines[name] for name in cells if name in lines}
         ratios: dict[str, list[float]] = {}
-        for name, line in zip(names, rows, strict=True):
+        for name, line in lines.items():
             net, cell = dict(zip(COLUMNS, line, strict=True)), cells[name]
             key = f"{net['family']} at depth {cell.depth} after {cell.epochs:g} epochs"
             ratios.setdefault(key, []).append(float(net["ratio"]))
         refuted = sum(value > 1 + 1e-6 for values in ratios.values() for value in values)
-        lost = len(cells) - len(names)
+        lost = len(cells) - len(lines)
         found |= {
-            "measured": f"{len(rows)} networks: "
+            "measured": f"{len(lines)} networks: "
             + ", ".join(f"{key} {mean(values):.2f}" for key, values in ratios.items())
             + f"; {starts} starts each, bounds {effort}; {refuted} bounds refuted"
+            + (f"; {len(earlier)} as measured before, by {where}" if earlier else "")
             + (f"; {lost} networks of {len(cells)} were not kept" if lost else ""),
             "verdict": "fell short" if refuted else "in part" if lost else "met",
-            "numbers": {"networks": len(rows), "cells": len(cells), "refuted": refuted},
-            "rows": (COLUMNS, *rows),
+            "numbers": {"networks": len(lines), "earlier": len(earlier), "cells": len(cells), "refuted": refuted},
+            "rows": (COLUMNS, *lines.values()),
         }
 
 
@@ -171,7 +203,7 @@ def main() -> None:
     options = parser.parse_args()
     if bool(options.runs) == bool(options.studies):
         parser.error("give runs or --studies, one of the two")
-    words = [f"--starts {options.starts} --rounds {options.rounds} --effort {options.effort}", *options.runs]
+    words = [efforts(options.starts, options.rounds, options.effort), *options.runs]
     if options.studies:
         words += ["--seeds", *map(str, options.seeds), "--studies", *options.studies]
     os.environ["LIPCERT_COMMAND"] = f"python -m benchmarks.tightness_by_depth {' '.join(words)}"

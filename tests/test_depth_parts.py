@@ -16,7 +16,7 @@ from lipcert.paths import ROOT
 from lipcert.provenance import tensors_sha256
 from lipcert.records import write_record
 from lipcert.report import depth, depth_bounds, depth_curves, depth_gains, depth_runs, depth_tightness
-from lipcert.report.checks import load_checks
+from lipcert.report.checks import load_checks, write_check
 from lipcert.report.intervals import Estimate
 from lipcert.report.svg import canvas
 
@@ -255,6 +255,32 @@ def test_the_check_takes_the_networks_that_were_kept(results: Path, kept: TrainC
     assert check.goal == depth_tightness.GOAL and line["run"] == kept.run_id() and 0.2 < float(line["ratio"]) <= 1
     assert check.verdict == "in part" and "1 networks of 2 were not kept" in check.measured
     assert "liresnet at depth 1 after 1 epochs" in check.measured
+
+
+def test_the_check_keeps_what_it_measured_of_networks_that_are_gone(results: Path, kept: TrainConfig):
+    """Unless the run was made anew since, or the earlier search was another one."""
+    gone, anew = (kept.model_copy(update={"seed": n}) for n in (1, 2))
+    cells = {c.run_id(): c for c in (gone, anew, kept)}
+    tightness_by_depth.measure_studies({kept.run_id(): kept}, starts=8, rounds=1, effort="tight", device="cpu")
+    (first,) = load_checks(results / "local")
+    row = first.rows[1]
+    others = tuple((c.run_id(), *row[1:]) for c in (gone, anew))
+    told = {"command": "x --starts 8 --rounds 1 --effort tight", "commit": "abcdefg12"}
+    told |= {"rows": (first.rows[0], *others), "finished": "2026-01-02T00:00:00+00:00"}
+    write_check(first.model_copy(update=told), results)
+    for config, day in ((gone, "01"), (anew, "03")):
+        record = make_record(config, epochs=1, train=1437, images=360, nominal=(300, 200, 100), clean=340)
+        stamp = record.provenance.model_copy(update={"finished": f"2026-01-{day}T00:00:00+00:00"})
+        write_record(record.model_copy(update={"provenance": stamp}), results)
+    tightness_by_depth.measure_studies(cells, starts=8, rounds=1, effort="tight", device="cpu")
+    (check,) = load_checks(results / "local")
+    assert [line[0] for line in check.rows[1:]] == [gone.run_id(), kept.run_id()]
+    assert check.rows[1] == others[0] and check.numbers["earlier"] == 1 and check.verdict == "in part"
+    assert "1 as measured before, by commit abcdefg" in check.measured
+    assert "1 networks of 3 were not kept" in check.measured
+    tightness_by_depth.measure_studies(cells, starts=9, rounds=1, effort="tight", device="cpu")
+    (check,) = load_checks(results / "local")
+    assert [line[0] for line in check.rows[1:]] == [kept.run_id()]
 
 
 def test_the_check_refuses_other_weights_and_no_networks(results: Path, kept: TrainConfig):
