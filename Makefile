@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PAGE := _build/html/index.html
 
+# Where Python is told to keep no bytecode, each of the hundreds of processes of `make test` would compile torch anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: study workflow test quick bench book book-check install format clean help
 
 study: $(STAMP)  ## train a small network on the embedded digits, certify it, build the book

@@ -1,5 +1,6 @@
 """Run records on disk, one JSON a run: write, read, find, publish. Everything the book shows is drawn from them."""
 
+import functools
 import json
 import math
 import os
@@ -34,7 +35,7 @@ def write_record(record: Record, folder: Path | None = None) -> Path:
 def read_record(path: str | Path) -> Record:
     """A validated record. Raises RecordError naming file, field, value and rule."""
     try:
-        return Record(**json.loads(Path(path).read_text()))
+        return _record(Path(path).read_text())
     except FileNotFoundError:
         raise RecordError(f"no record at {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
@@ -42,6 +43,12 @@ def read_record(path: str | Path) -> Record:
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, p['loc']))}={p['input']!r:.80}: {p['msg']}" for p in error.errors()]
         raise RecordError(f"{path}: " + "; ".join(lines)) from None
+
+
+@functools.lru_cache(maxsize=4096)
+def _record(text: str) -> Record:
+    """By content: a page of the book asks for all records dozens of times."""
+    return Record(**json.loads(text))
 
 
 def load_records(where: Literal["published", "local"] = "published") -> list[Record]:

@@ -108,7 +108,8 @@ def read_radii(record: Record, folder: Path | None = None) -> tuple[list[float],
 
 def vra_curve(radii: Sequence[float], clean: int, steps: Sequence[Radius]) -> list[float]:
     """VRA in per cent at each radius; at radius 0 that is clean accuracy."""
-    return [100 * (clean if s.exact == 0 else sum(r >= float(s) for r in radii)) / len(radii) for s in steps]
+    asked = [float(s) for s in steps]  # exact fractions: turned into floats once, not once an image
+    return [100 * (clean if s == 0 else sum(r >= s for r in radii)) / len(radii) for s in asked]
 
 
 def vra_groups() -> list[list[Record]]:
