@@ -196,6 +196,15 @@ def gather_evidence(
     return [_evidence(chain, passes[_pass_for(*claim)], bounds, *claim) for claim in wanted]
 
 
+def rounds_of(wanted: Sequence[tuple[str, str]], norm: str, method: str) -> int:
+    """How often `progress` counts every image: intervals take each claim by itself, margins share forward passes."""
+    if method == "interval":
+        return len(wanted)
+    passes = passes_for(wanted)
+    # A pass of an l_inf-distance net gives its magnitudes as well.
+    return len({arithmetic for arithmetic, _ in passes}) if norm == "linf" else len(passes)
+
+
 def passes_for(wanted: Sequence[tuple[str, str]]) -> list[tuple[str, bool]]:
     """The forward passes that claims take: arithmetic, and whether with magnitudes."""
     return list(dict.fromkeys(_pass_for(*claim) for claim in wanted))

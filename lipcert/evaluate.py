@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from lipcert import provenance, records
 from lipcert.certificate import Images, write_bundle
-from lipcert.certify import Certificates, certified_correct, certify_each, passes_for
+from lipcert.certify import Certificates, certified_correct, certify_each, rounds_of
 from lipcert.chain import chain_bounds
 from lipcert.checker import DATA as CHECKABLE
 from lipcert.config import TrainConfig
@@ -36,7 +37,7 @@ _PIECE_BYTES = 2**30  # of float64 images at a time: 50,000 images of 224 pixels
 _Found = TypeVar("_Found")
 
 
-def write_results(run: Run, status: str) -> Path:
+def write_results(run: Run, status: str, progress: bool = False) -> Path:
     """Certify (a finished run only) and write network, per-image radii, curve and record; returns the record's path.
 
     Of a run that diverged there is no network: its record has the digest of the parameters as they were left.
@@ -47,7 +48,8 @@ def write_results(run: Run, status: str) -> Path:
     chain = run.network if status == "diverged" else run.network.plain()
     if status == "finished":
         split_name = "validation" if config.validation else "test"
-        test, bounds = certified_parts(run_id, config, chain, run.data, split_name, run.device)
+        with _certifying(config, run.data, split_name, CLAIMS, progress) as done:
+            test, bounds = certified_parts(run_id, config, chain, run.data, split_name, run.device, progress=done)
         if provenance.hardware(run.device) != run.hardware:
             test = test.model_copy(update={"certified": _certified(run.device)})
     if status != "diverged":
@@ -127,19 +129,25 @@ def certify_again(run: str, effort: str = "fast", progress: bool = False) -> Pat
     if data.sha256 != record.data.sha256:
         raise records.RecordError(f"run {record.id}: trained on other data than {config.dataset} as it is here")
     device, certified = torch.device("cpu"), _certified(torch.device("cpu"))
-    # Intervals report every claim, margins every forward pass.
-    rounds = sum(len(ALL_CLAIMS) if m == "interval" else len(passes_for(ALL_CLAIMS)) for m in config.methods)
-    total = len(getattr(data, record.test.split)) * rounds
-    with Progress(total, "image", shown=progress) as bar:
+    with _certifying(config, data, record.test.split, ALL_CLAIMS, progress) as done:
         test, bounds = certified_parts(
-            record.id, config, chain, data, record.test.split, device, effort, ALL_CLAIMS,
-            lambda images: bar.update(bar.done + images, "certifying"),
+            record.id, config, chain, data, record.test.split, device, effort, ALL_CLAIMS, done
         )  # fmt: skip
     certified = certified.model_copy(update={"finished": provenance.now()})
     _bring(record, folder)
     model = record.model.model_copy(update={"file": f"models/{record.id}.safetensors"})
     test = test.model_copy(update={"certified": certified})
     return records.write_record(record.model_copy(update={"model": model, "test": test, "bounds": bounds}))
+
+
+@contextmanager
+def _certifying(
+    config: TrainConfig, data: Dataset, split: str, claims: Sequence[tuple[str, str]], shown: bool
+) -> Iterator[Callable[[int], None]]:
+    """Shows how far certifying a split is; what it gives is called with the number of images done."""
+    rounds = sum(rounds_of(claims, config.norm, method) for method in config.methods)
+    with Progress(len(getattr(data, split)) * rounds, "image", shown) as bar:
+        yield lambda images: bar.update(bar.done + images, "certifying")
 
 
 def _bring(record: Record, folder: Path) -> None:

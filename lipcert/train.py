@@ -158,7 +158,7 @@ def _fit(run: Run, path: Path, progress: bool, checkpoint_seconds: float) -> Pat
         raise KeyboardInterrupt
     say("certifying ...")
     run.calibrate()
-    record = write_results(run, status="finished")
+    record = write_results(run, status="finished", progress=progress)
     remove_checkpoint(path)
     return record
 

@@ -1,6 +1,7 @@
 """Training: repeatable, of the length asked for, and ending cleanly when it diverges; test_resume.py stops it."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from lipcert.checkpoint import load_checkpoint
 from lipcert.config import TrainConfig
 from lipcert.data import load_dataset
 from lipcert.device import pick_device
+from lipcert.evaluate import certify_again
 from lipcert.losses import training_loss
 from lipcert.models import load
 from lipcert.paths import local_dir
@@ -38,6 +40,19 @@ def test_same_seed_same_record(monkeypatch, tmp_path):
 
 def test_another_seed_another_network():
     assert run(tiny(steps=3)).model.weights_sha256 != run(tiny(steps=3, seed=1)).model.weights_sha256
+
+
+@pytest.mark.parametrize("family", ["liresnet", "linf_net"])
+def test_certifying_shows_how_far_it_is(family, capsys):
+    """Counted to the end, in as many rounds over the 360 images as its method takes."""
+    linf = {"loss": "linf_hinge", "depth": 2, "radius": "0.03", "power_steps": 1} if family == "linf_net" else {}
+    record = read_record(fit(tiny(steps=2, family=family, **linf)))
+    ((done, total),) = re.findall(r"image (\d+)/(\d+), certifying, 0:00 left", capsys.readouterr().err)
+    assert done == total == str(360 * (1 if family == "liresnet" else 1 + 3))
+    capsys.readouterr()
+    certify_again(record.id, progress=True)
+    ((done, total),) = re.findall(r"image (\d+)/(\d+), certifying, 0:00 left", capsys.readouterr().err)
+    assert done == total == str(360 * (3 if family == "liresnet" else 2 + 5))
 
 
 def test_training_leaves_the_callers_generator_alone():
