@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from lipcert.report.checks import find_check, rows_of
 from lipcert.report.depth_gains import Arms
 from lipcert.report.depth_runs import COLOURS, DEEP, MARKERS, MATRICES, NAMES, SHALLOW, Budget, View, budgets
-from lipcert.report.intervals import FEWER, RUNS
+from lipcert.report.intervals import RUNS
 from lipcert.report.published import EVIDENCE
 from lipcert.report.svg import FAINT, INK, WIDTH, Figure, canvas, finish
 from lipcert.report.tables import Markdown, table, up
@@ -117,7 +117,8 @@ def _order(arms: dict[tuple[str, int], list[float]]) -> str:
         return ""
     most = max(len(linear), len(conventional))
     if min(len(linear), len(conventional)) < RUNS:
-        return f" At depth {DEEP} that is {'one network each' if most == 1 else FEWER.replace('runs', 'networks')}."
+        few = "one network each" if most == 1 else "fewer than three networks"
+        return f" At depth {DEEP} that is {few}."
     if min(linear) > max(conventional):
         return f" At depth {DEEP} LiResNet uses more of its bound, ranges of seeds apart."
     if min(conventional) > max(linear):
