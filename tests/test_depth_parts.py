@@ -220,6 +220,14 @@ def test_tightness_of_few_networks_orders_nothing(results: Path, seeds: int, sai
     assert f"At depth 12 that is {said}." in depth_tightness.tightness_words(VIEW)
 
 
+def test_a_network_trained_down_to_a_constant_has_no_ratio(results: Path):
+    tightness(results, lambda c: 0.7 if c.family == "liresnet" else 1e-17 if c.family == "convnet" else None)
+    table, words = depth_tightness.tightness_table(VIEW), depth_tightness.tightness_words(VIEW)
+    assert row(table, "ConvNet, 6 epochs")[1:] == ["flat", "", "flat", "", "flat"]
+    assert "ConvNet" not in words and words.count("*Flat*") == 1
+    assert not any("ConvNet" in figure.alt for figure in depth_tightness.tightness_figures(VIEW))
+
+
 def test_tightness_of_the_earlier_runs_alone(results: Path):
     tightness(results, lambda c: 0.5 if c.epochs == 2 else None, goal="tightness")
     words = depth_tightness.tightness_words(VIEW)

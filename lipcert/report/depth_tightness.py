@@ -16,6 +16,7 @@ from lipcert.report.tables import Markdown, table, up
 from lipcert.report.tightness import published_tightness
 
 GOAL = "depth-tightness"
+_FLAT = 0.01  # a rate of change below this everywhere is a network trained down to a constant
 _EARLIER = "tightness"  # the check of the runs there were before
 COMMAND = "python -m benchmarks.tightness_by_depth --studies " + " ".join(
     f"notebooks/params/study/{name}.yaml" for name in MATRICES
@@ -43,11 +44,19 @@ def measured(view: View) -> dict[Budget, dict[tuple[str, int], list[dict[str, st
 
 
 def by_arm(view: View) -> dict[Budget, dict[tuple[str, int], list[float]]]:
-    """Rate of change found by search over the proven bound, one number a network, by budget, family and depth."""
-    return {
-        budget: {key: [float(line["ratio"]) for line in lines] for key, lines in arms.items()}
+    """Rate of change found by search over the proven bound, one number a network, by budget, family and depth.
+
+    Without networks that were trained down to a constant.
+    """
+    ratios = {
+        budget: {key: [float(line["ratio"]) for line in lines] for key, lines in arms.items() if not _flat(lines)}
         for budget, arms in measured(view).items()
     }
+    return {budget: arms for budget, arms in ratios.items() if arms}
+
+
+def _flat(lines: Sequence[dict[str, str]]) -> bool:
+    return max(float(line["found"]) for line in lines) < _FLAT
 
 
 def tightness(view: View) -> "list[Figure | Markdown]":
@@ -72,6 +81,8 @@ def tightness_table(view: View) -> Markdown:
 def _cell(lines: Sequence[dict[str, str]]) -> str:
     if not lines:
         return ""
+    if _flat(lines):
+        return "flat"
     found, bound, ratios = ([float(line[key]) for line in lines] for key in ("found", "bound", "ratio"))
     means = f"{statistics.fmean(found):.2f} / {up(statistics.fmean(bound), 2)}"
     return f"{means} = {_spread(ratios)}{f', {len(lines)} networks' if len(lines) > 1 else ''}"
@@ -84,7 +95,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def tightness_words(view: View) -> Markdown:
-    """The ratio at both depths by family, beside the authors' figures."""
+    """The ratio at both depths and beyond by family, beside the authors' figures."""
     theirs = "; ".join(
         f"{p.network} {p.lower} / {p.upper} = {p.ratio} ({EVIDENCE[p.evidence]})"
         for p in published_tightness()
@@ -95,14 +106,18 @@ def tightness_words(view: View) -> Markdown:
     for budget, arms in by_arm(view).items():
         parts = []
         for family in NAMES:
-            at = [
-                f"{statistics.fmean(arms[family, d]):.2f} at depth {d}" for d in (SHALLOW, DEEP) if (family, d) in arms
-            ]
+            ends = sorted(d for f, d in arms if f == family and (d == SHALLOW or d >= DEEP))
+            at = [f"{statistics.fmean(arms[family, d]):.2f} at depth {d}" for d in ends]
             parts += [f"{NAMES[family]} {', '.join(at)}"] if at else []
         if parts:
             lines.append(f"- {budget.title}: {'; '.join(parts)}.{_order(arms)}")
-    if not lines:
+    if not measured(view):
         return Markdown(f"{ABSENT} {theirs}")
+    if any(_flat(at) for arms in measured(view).values() for at in arms.values()):
+        lines += [
+            f"\n*Flat*: no two points were found that the backbone moves apart by {_FLAT:g} of their distance. It was "
+            "trained down to a constant and answers one class, so a ratio would say nothing of its bound."
+        ]
     missing = "" if find_check(GOAL) else f"\n\nOf the longer budgets: **not run** (`{COMMAND}`)."
     return Markdown(
         "The ratio mixes a loose bound with a search that may have missed the worst pair, so it says how much of the "
