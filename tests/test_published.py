@@ -7,7 +7,7 @@ from made import make_record
 
 from lipcert.config import load_config
 from lipcert.paths import ROOT
-from lipcert.records import write_record
+from lipcert.records import load_records, write_record
 from lipcert.report import figures, published, scoreboard, tables
 from lipcert.report.published import compare, load_published
 
@@ -83,6 +83,19 @@ def test_numbers_of_one_network_share_a_line_until_they_are_measured(results: Pa
     text = scoreboard.comparison_table().replace("\N{NO-BREAK SPACE}", " ")
     assert "| 36/255 | 69.80 % (nominal), one run | 69.8 % (quoted by a third party) | +0.00 | reproduced |" in text
     assert "| clean | 81.00 %, one run |" in text and "69.8, 56.3" not in text
+
+
+def test_of_runs_of_different_lengths_the_longest_count_and_say_how_long_they_are(results: Path):
+    for seed, epochs, right in ((0, 40, 5000), (0, 80, 6000), (1, 80, 6100)):
+        config = load_config(V1, epochs=epochs, seed=seed)
+        write_record(make_record(config, (right, right, right), epochs=epochs), results)
+    (found,) = (c for c in compare(load_records()) if c.row.id == V1_ID)
+    assert sorted(found.ours) == [60.0, 61.0] and [r.config.epochs for r in found.others] == [40]
+    assert found.share_seen == 0.1
+    table = scoreboard.comparison_table().replace("\N{NO-BREAK SPACE}", " ")
+    assert "2 seeds, 60.00 to 61.00, 10 % of the recipe's images |" in table
+    assert "trained on 10 % of the recipe's images." in scoreboard.comparison_words()
+    assert scoreboard.deviations().count("is shorter than the run that counts") == 1
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 0}, {"status": "stopped"}, {"split": "validation"}])

@@ -3,7 +3,8 @@
 A number counts as re-measured only when a published run names its id and used the preset's network, loss and data, and
 its result carries a proven guarantee at the same norm and radius. Where the paper trained on generated images, so must
 the run, and nowhere else; which generator made them cannot be told from a file of images. Differences in schedule are
-listed, not hidden. A published number belongs to one preset, so that no run of another recipe is averaged into it.
+listed, not hidden; of runs of different lengths the longest count. A published number belongs to one preset, so that no
+run of another recipe is averaged into it.
 """
 
 import csv
@@ -107,6 +108,11 @@ class Comparison:
         return self.mean - float(self.row.value)
 
     @property
+    def share_seen(self) -> float:
+        """Images the runs saw, as a share of those their preset asks for."""
+        return self.runs[0].training.images / planned_images(self.runs[0], self.preset.config)
+
+    @property
     def at_or_above(self) -> bool:
         """Whether ours, rounded to the decimals the paper prints, reaches the paper's value."""
         return round(self.mean, len(self.row.value.partition(".")[2])) >= float(self.row.value)
@@ -180,6 +186,8 @@ def compare(records: Iterable[Record]) -> list[Comparison]:
             named = [r for r in usable if name in r.published]
             runs = [r for r in named if not network_differences(r.config, preset.config)]
             measured = [(r, share) for r in runs if (share := _share(r, rows[name])) is not None]
+            longest = max((r.training.images for r, _ in measured), default=0)
+            measured = [(r, share) for r, share in measured if r.training.images == longest]
             found.append(
                 Comparison(
                     rows[name], preset, tuple(r for r, _ in measured), tuple(100 * share for _, share in measured),
@@ -222,11 +230,16 @@ def schedule_differences(record: Record, preset: TrainConfig) -> list[str]:
     ours = record.config
     names = [n for n in TrainConfig.model_fields if n not in _NOT_SCHEDULE and getattr(ours, n) != getattr(preset, n)]
     found = [f"`{name}` {getattr(ours, name)} (preset: {getattr(preset, name)})" for name in names]
-    generated = 0 if preset.generated is None else round(preset.generated_ratio * preset.batch)
-    planned = steps_of(preset, record.data.train) * (preset.batch + generated)
+    planned = planned_images(record, preset)
     if record.training.images != planned:
         found.append(f"images seen {record.training.images:,} (preset: {planned:,})")
     return found
+
+
+def planned_images(record: Record, preset: TrainConfig) -> int:
+    """How many images, generated ones included, a run of the preset sees on a run's training images."""
+    generated = 0 if preset.generated is None else round(preset.generated_ratio * preset.batch)
+    return steps_of(preset, record.data.train) * (preset.batch + generated)
 
 
 def preset_parameters(preset: Preset) -> int:

@@ -83,7 +83,13 @@ def _ours(comparison: Comparison) -> str:
     word = f" ({result.guarantee})" if result else ""
     seeds = len(comparison.ours)
     spread = "one run" if seeds == 1 else f"{seeds} seeds, {min(comparison.ours):.2f} to {max(comparison.ours):.2f}"
-    return f"{comparison.mean:.2f} %{word}, {spread}"
+    return f"{comparison.mean:.2f} %{word}, {spread}{_cut(comparison, ', ')}"
+
+
+def _cut(comparison: Comparison, before: str) -> str:
+    """How much of its recipe a run was given; nothing where that is all of it."""
+    share = comparison.share_seen
+    return f"{before}{100 * share:.0f} % of the recipe's images" if share < 0.995 else ""
 
 
 def comparison_words() -> Markdown:
@@ -98,7 +104,8 @@ def comparison_words() -> Markdown:
     measured = [c for c in comparisons if c.ours]
     if measured:
         far = measured[0]
-        text += f" The largest gap is {far.difference:+.2f} points, for {row_name(far.row)}."
+        text += f" The largest gap is {far.difference:+.2f} points, for {row_name(far.row)}"
+        text += _cut(far, ", trained on ") + "."
     return Markdown(text)
 
 
@@ -110,7 +117,9 @@ def deviations() -> Markdown:
             found = schedule_differences(record, c.preset.config)
             lines.append(f"- `{record.id}`: {'; '.join(found) or 'no difference in the settings'}.")
         for record in c.others:
-            lines.append(f"- `{record.id}` names `{c.row.id}` but is not comparable and not counted.")
+            shorter = c.runs and record.training.images < c.runs[0].training.images
+            why = "is shorter than the run that counts" if shorter else "is not comparable and not counted"
+            lines.append(f"- `{record.id}` names `{c.row.id}` but {why}.")
     nothing = "No preset has been run at full length yet, so there is nothing to list."
     return Markdown("\n".join(dict.fromkeys(lines)) or nothing)
 
