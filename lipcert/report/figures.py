@@ -17,7 +17,7 @@ from lipcert.records import load_records
 from lipcert.report.labels import place_labels
 from lipcert.report.names import data_name, labelled, network_name
 from lipcert.report.published import Comparison, compare, load_published
-from lipcert.report.scoreboard import row_name
+from lipcert.report.scoreboard import cut, row_name
 from lipcert.report.svg import BLUE, FAINT, GREEN, INK, PURPLE, VERMILLION, WIDTH, Figure, canvas, finish
 from lipcert.report.tables import NOTHING, Markdown, by_radii, study_records
 
@@ -62,7 +62,7 @@ def key_figure() -> "Figure | Markdown":
 
 def _row_name(c: Comparison) -> str:
     what = "clean accuracy" if c.row.metric == "clean" else f"VRA at {c.row.radius}"
-    return f"{row_name(c.row)}, {what}"
+    return f"{row_name(c.row)}, {what}{cut(c, ', ')}"
 
 
 def _comparison_row(axes: "Axes", y: float, c: Comparison, middle: float) -> None:
@@ -83,7 +83,7 @@ def _comparison_row(axes: "Axes", y: float, c: Comparison, middle: float) -> Non
 def key_figure_words() -> Markdown:
     """How to read the key figure, and what is not in it."""
     comparisons = compare(load_records())
-    rest = f"{sum(not c.ours for c in comparisons)} published numbers have a preset that was not run at full length."
+    rest = f"{sum(not c.ours for c in comparisons)} published numbers have a preset that was not run."
     shapes = {c.row.norm: None for c in comparisons if c.ours}
     if not shapes:
         return Markdown(rest)

@@ -46,6 +46,8 @@ def scoreboard() -> Markdown:
     else:
         below = len(measured) - at_or_above
         opening += f", {at_or_above} at or above the paper, {below} below, {rest or 'none'} not run."
+        if short := sum(map(_is_cut, measured)):
+            opening += f" Of those measured, {short} saw a part of the recipe's images only."
     return Markdown(
         f"{opening} Counted are the numbers with a preset, out of {total} in our list; records as of `{commit()}`."
     )
@@ -83,13 +85,16 @@ def _ours(comparison: Comparison) -> str:
     word = f" ({result.guarantee})" if result else ""
     seeds = len(comparison.ours)
     spread = "one run" if seeds == 1 else f"{seeds} seeds, {min(comparison.ours):.2f} to {max(comparison.ours):.2f}"
-    return f"{comparison.mean:.2f} %{word}, {spread}{_cut(comparison, ', ')}"
+    return f"{comparison.mean:.2f} %{word}, {spread}{cut(comparison, ', ')}"
 
 
-def _cut(comparison: Comparison, before: str) -> str:
-    """How much of its recipe a run was given; nothing where that is all of it."""
-    share = comparison.share_seen
-    return f"{before}{100 * share:.0f} % of the recipe's images" if share < 0.995 else ""
+def cut(comparison: Comparison, before: str) -> str:
+    """How much of its recipe a run was given, after `before`; nothing where that is all of it."""
+    return f"{before}{100 * comparison.share_seen:.0f} % of the recipe's images" if _is_cut(comparison) else ""
+
+
+def _is_cut(comparison: Comparison) -> bool:
+    return comparison.share_seen < 0.995
 
 
 def comparison_words() -> Markdown:
@@ -105,7 +110,7 @@ def comparison_words() -> Markdown:
     if measured:
         far = measured[0]
         text += f" The largest gap is {far.difference:+.2f} points, for {row_name(far.row)}"
-        text += _cut(far, ", trained on ") + "."
+        text += cut(far, ", trained on ") + "."
     return Markdown(text)
 
 
