@@ -8,7 +8,7 @@ from made import make_record
 from lipcert.config import load_config
 from lipcert.paths import ROOT
 from lipcert.records import load_records, write_record
-from lipcert.report import figures, published, scoreboard, tables
+from lipcert.report import figures, gloro, published, scoreboard, tables
 from lipcert.report.published import compare, load_published
 
 V1 = ROOT / "notebooks/params/published/liresnet-v1-cifar10.yaml"
@@ -98,6 +98,17 @@ def test_of_runs_of_different_lengths_the_longest_count_and_say_how_long_they_ar
     assert "Of those measured, 1 saw a part of the recipe's images only." in scoreboard.scoreboard()
     assert "VRA at 36/255, 10 % of the recipe's images: paper 65.1, ours 60.50" in figures.key_figure().alt
     assert scoreboard.deviations().count("is shorter than the run that counts") == 1
+
+
+def test_other_gloro_networks_say_how_much_of_their_recipe_they_had(results: Path):
+    assert gloro.others().strip() == "Not run of the paper's other numbers that have a preset: 3 of 3."
+    preset = load_config(V1.with_name("gloro-mnist-4c3f.yaml"), epochs=30)
+    write_record(make_record(preset, (5000, 5000, 5000), epochs=30), results)
+    line, _, rest = gloro.others().splitlines()
+    assert (
+        line == "- GloRo 4C3F, MNIST, radius 1.58: ours 50.00 %, published 62.8 %; after 10 % of the recipe's images."
+    )
+    assert rest.endswith("2 of 3.")
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 0}, {"status": "stopped"}, {"split": "validation"}])

@@ -1,4 +1,4 @@
-"""The GloRo page: sizes, and the literal reproduction of 2C2F on MNIST."""
+"""The GloRo page: sizes, the literal reproduction of 2C2F on MNIST, and what else of the paper was measured again."""
 
 import statistics
 
@@ -8,6 +8,7 @@ from lipcert.records import load_records
 from lipcert.report.figures import training_curve, training_curve_words
 from lipcert.report.names import DATASETS
 from lipcert.report.published import compare, preset_parameters, presets, schedule_differences
+from lipcert.report.scoreboard import cut, row_name
 from lipcert.report.svg import Figure
 from lipcert.report.tables import Markdown, duration, machine, percent, run_table, table
 
@@ -51,6 +52,19 @@ def reproduction() -> Markdown:
         "cross-entropy. The paper's code kept the best weights on the test set; here the last ones are certified, once."
         f"\n\n{run_table(run)}"
     )
+
+
+def others() -> Markdown:
+    """The paper's other numbers: those that were measured again, a line each, and how many were not run."""
+    numbers = [c for c in compare(load_records()) if c.preset.path.stem.startswith("gloro") and c.row.id != _ROW]
+    lines = [
+        f"- {row_name(c.row)}, radius {c.row.radius}: "
+        f"ours {c.mean:.2f} %, published {c.row.value} %{cut(c, '; after ')}."
+        for c in numbers
+        if c.ours
+    ]
+    rest = f"Not run of the paper's other numbers that have a preset: {len(numbers) - len(lines)} of {len(numbers)}."
+    return Markdown("\n".join([*lines, "", rest]))
 
 
 def reproduction_figure() -> "list[Figure | Markdown]":
