@@ -104,8 +104,11 @@ def test_other_gloro_networks_say_how_much_of_their_recipe_they_had(results: Pat
     assert gloro.others().strip() == "Not run of the paper's other numbers that have a preset: 3 of 3."
     config = load_config(V1.with_name("gloro-cifar10-6c2f.yaml"))
     write_record(make_record(config, (5000, 4000, 3000), epochs=82), results)
+    shorter = config.model_copy(update={"seed": 1})
+    write_record(make_record(shorter, (4000, 3000, 2000), epochs=41), results)
     line, rest = filter(None, gloro.others().splitlines())
     assert line.startswith("- GloRo 6C2F (paper), CIFAR-10, radius 36/255: ours 50.00 %, published 58.4 %; after 10 %")
+    assert line.endswith(" of the recipe's images (40.00 % after 5 %).")
     assert rest.endswith("2 of 3.")
 
 

@@ -7,7 +7,14 @@ from lipcert.record import Record
 from lipcert.records import load_records
 from lipcert.report.figures import training_curve, training_curve_words
 from lipcert.report.names import DATASETS
-from lipcert.report.published import compare, preset_parameters, presets, schedule_differences
+from lipcert.report.published import (
+    Comparison,
+    compare,
+    planned_images,
+    preset_parameters,
+    presets,
+    schedule_differences,
+)
 from lipcert.report.scoreboard import cut, row_name
 from lipcert.report.svg import Figure
 from lipcert.report.tables import Markdown, duration, machine, percent, run_table, table
@@ -59,12 +66,22 @@ def others() -> Markdown:
     numbers = [c for c in compare(load_records()) if c.preset.path.stem.startswith("gloro") and c.row.id != _ROW]
     lines = [
         f"- {row_name(c.row)}, radius {c.row.radius}: "
-        f"ours {c.mean:.2f} %, published {c.row.value} %{cut(c, '; after ')}."
+        f"ours {c.mean:.2f} %, published {c.row.value} %{cut(c, '; after ')}{_shorter(c)}."
         for c in numbers
         if c.ours
     ]
     rest = f"Not run of the paper's other numbers that have a preset: {len(numbers) - len(lines)} of {len(numbers)}."
     return Markdown("\n".join([*lines, "", rest]))
+
+
+def _shorter(c: Comparison) -> str:
+    """What shorter runs of the same network reached."""
+    found = [
+        f"{100 * r.vra(c.row.radius):.2f} % after {100 * r.training.images / planned_images(r, c.preset.config):.0f} %"
+        for r in c.others
+        if r.training.images < c.runs[0].training.images and r.result(c.row.radius)
+    ]
+    return f" ({', '.join(found)})" if found else ""
 
 
 def reproduction_figure() -> "list[Figure | Markdown]":
