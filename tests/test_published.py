@@ -95,7 +95,7 @@ def test_of_runs_of_different_lengths_the_longest_count_and_say_how_long_they_ar
     table = scoreboard.comparison_table().replace("\N{NO-BREAK SPACE}", " ")
     assert "2 seeds, 60.00 to 61.00, 10 % of the recipe's images |" in table
     assert "trained on 10 % of the recipe's images." in scoreboard.comparison_words()
-    assert "Of those measured, 1 saw a part of the recipe's images only." in scoreboard.scoreboard()
+    assert "Of those measured, 1 saw only part of its recipe's images." in scoreboard.scoreboard()
     assert "VRA at 36/255, 10 % of the recipe's images: paper 65.1, ours 60.50" in figures.key_figure().alt
     assert scoreboard.deviations().count("is shorter than the run that counts") == 1
 

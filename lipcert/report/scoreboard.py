@@ -47,7 +47,7 @@ def scoreboard() -> Markdown:
         below = len(measured) - at_or_above
         opening += f", {at_or_above} at or above the paper, {below} below, {rest or 'none'} not run."
         if short := sum(map(_is_cut, measured)):
-            opening += f" Of those measured, {short} saw a part of the recipe's images only."
+            opening += f" Of those measured, {short} saw only part of its recipe's images."
     return Markdown(
         f"{opening} Counted are the numbers with a preset, out of {total} in our list; records as of `{commit()}`."
     )
