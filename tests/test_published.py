@@ -90,7 +90,7 @@ def test_of_runs_of_different_lengths_the_longest_count_and_say_how_long_they_ar
         config = load_config(V1, epochs=epochs, seed=seed)
         write_record(make_record(config, (right, right, right), epochs=epochs), results)
     (found,) = (c for c in compare(load_records()) if c.row.id == V1_ID)
-    assert sorted(found.ours) == [60.0, 61.0] and [r.config.epochs for r in found.others] == [40]
+    assert sorted(found.ours) == [60.0, 61.0] and [r.config.epochs for r in found.shorter] == [40]
     assert found.share_seen == 0.1
     table = scoreboard.comparison_table().replace("\N{NO-BREAK SPACE}", " ")
     assert "2 seeds, 60.00 to 61.00, 10 % of the recipe's images |" in table

@@ -10,10 +10,10 @@ from lipcert.report.names import DATASETS
 from lipcert.report.published import (
     Comparison,
     compare,
-    planned_images,
     preset_parameters,
     presets,
     schedule_differences,
+    share_seen,
 )
 from lipcert.report.scoreboard import cut, row_name
 from lipcert.report.svg import Figure
@@ -76,11 +76,7 @@ def others() -> Markdown:
 
 def _shorter(c: Comparison) -> str:
     """What shorter runs of the same network reached."""
-    found = [
-        f"{100 * r.vra(c.row.radius):.2f} % after {100 * r.training.images / planned_images(r, c.preset.config):.0f} %"
-        for r in c.others
-        if r.training.images < c.runs[0].training.images and r.result(c.row.radius)
-    ]
+    found = [f"{100 * r.vra(c.row.radius):.2f} % after {100 * share_seen(r, c.preset.config):.0f} %" for r in c.shorter]
     return f" ({', '.join(found)})" if found else ""
 
 

@@ -90,12 +90,16 @@ class Preset:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published number beside `ours`, per cent and one value per seed; `others` name the row but do not count."""
+    """A published number beside `ours`, per cent and one value per seed.
+
+    `shorter` measure it too, after fewer images than `runs`; `others` name the row but are not comparable.
+    """
 
     row: Row
     preset: Preset
     runs: tuple[Record, ...]
     ours: tuple[float, ...]
+    shorter: tuple[Record, ...]
     others: tuple[Record, ...]
 
     @property
@@ -110,7 +114,7 @@ class Comparison:
     @property
     def share_seen(self) -> float:
         """Images the runs saw, as a share of those their preset asks for."""
-        return self.runs[0].training.images / planned_images(self.runs[0], self.preset.config)
+        return share_seen(self.runs[0], self.preset.config)
 
     @property
     def at_or_above(self) -> bool:
@@ -184,14 +188,15 @@ def compare(records: Iterable[Record]) -> list[Comparison]:
     for preset in presets():
         for name in preset.config.published:
             named = [r for r in usable if name in r.published]
-            runs = [r for r in named if not network_differences(r.config, preset.config)]
-            measured = [(r, share) for r in runs if (share := _share(r, rows[name])) is not None]
-            longest = max((r.training.images for r, _ in measured), default=0)
-            measured = [(r, share) for r, share in measured if r.training.images == longest]
+            shares = {r.id: _share(r, rows[name]) for r in named if not network_differences(r.config, preset.config)}
+            measured = [r for r in named if shares.get(r.id) is not None]
+            longest = max((r.training.images for r in measured), default=0)
+            counted = [r for r in measured if r.training.images == longest]
             found.append(
                 Comparison(
-                    rows[name], preset, tuple(r for r, _ in measured), tuple(100 * share for _, share in measured),
-                    tuple(r for r in named if r not in [m for m, _ in measured]),
+                    rows[name], preset, tuple(counted), tuple(100 * shares[r.id] for r in counted),
+                    shorter=tuple(r for r in measured if r.training.images < longest),
+                    others=tuple(r for r in named if shares.get(r.id) is None),
                 )
             )  # fmt: skip
     return sorted(found, key=lambda c: -abs(c.difference) if c.ours else math.inf)
@@ -240,6 +245,11 @@ def planned_images(record: Record, preset: TrainConfig) -> int:
     """How many images, generated ones included, a run of the preset sees on a run's training images."""
     generated = 0 if preset.generated is None else round(preset.generated_ratio * preset.batch)
     return steps_of(preset, record.data.train) * (preset.batch + generated)
+
+
+def share_seen(record: Record, preset: TrainConfig) -> float:
+    """Images a run saw, as a share of those its preset asks for."""
+    return record.training.images / planned_images(record, preset)
 
 
 def preset_parameters(preset: Preset) -> int:

@@ -121,10 +121,10 @@ def deviations() -> Markdown:
         for record in c.runs:
             found = schedule_differences(record, c.preset.config)
             lines.append(f"- `{record.id}`: {'; '.join(found) or 'no difference in the settings'}.")
+        for record in c.shorter:
+            lines.append(f"- `{record.id}` names `{c.row.id}` but is shorter than the run that counts.")
         for record in c.others:
-            shorter = c.runs and record.training.images < c.runs[0].training.images
-            why = "is shorter than the run that counts" if shorter else "is not comparable and not counted"
-            lines.append(f"- `{record.id}` names `{c.row.id}` but {why}.")
+            lines.append(f"- `{record.id}` names `{c.row.id}` but is not comparable and not counted.")
     nothing = "No preset has been run at full length yet, so there is nothing to list."
     return Markdown("\n".join(dict.fromkeys(lines)) or nothing)
 
